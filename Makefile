@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo` and `make test` work on a fresh clone with Python 3.11+ and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# pip 25.1 brought --group; the stamp is renewed when the project's requirements change
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+demo: $(VENV)/.demo ## run the demo: two tenants, real spans, live figures (DEMO_ARGS="--duration 20 --headless")
+	$(BIN)/nexcache demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev lint types unit ## everything that CI checks
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy --strict on source and tests
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev ## the test suite
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app
+	$(BIN)/python benchmarks/hit.py
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

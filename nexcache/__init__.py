@@ -1,0 +1,81 @@
+"""A multi-tenant cache for observability back ends, mounted in any ASGI app.
+
+A request meets the modules in this order: `middleware` receives it, `tenants` and `principals` say whose it is,
+`policy` whether it is cached, `key` under which name, `entries` looks it up, `semantics` decides, `collapse` and
+`fill` compute what is missing once, `entries` keeps it, `telemetry` says what happened. `invalidation` and
+`ingest` decide when it is no longer true.
+
+Names are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nexcache import principals, tenants
+    from nexcache.cache import NexCache
+    from nexcache.errors import ConfigurationError, InvalidName, NexCacheError, StoreRefused, StoreUnavailable
+    from nexcache.ingest.hook import IngestHook
+    from nexcache.ingest.otlp_endpoint import OtlpEndpoint
+    from nexcache.ingest.rules import IngestRule
+    from nexcache.invalidation.apply import Invalidation
+    from nexcache.middleware import CacheMiddleware
+    from nexcache.policy import Policy, Query
+    from nexcache.settings import Settings
+    from nexcache.telemetry.configure import configure_telemetry
+
+_HOME = {
+    "CacheMiddleware": "nexcache.middleware",
+    "ConfigurationError": "nexcache.errors",
+    "IngestHook": "nexcache.ingest.hook",
+    "IngestRule": "nexcache.ingest.rules",
+    "InvalidName": "nexcache.errors",
+    "Invalidation": "nexcache.invalidation.apply",
+    "NexCache": "nexcache.cache",
+    "NexCacheError": "nexcache.errors",
+    "OtlpEndpoint": "nexcache.ingest.otlp_endpoint",
+    "Policy": "nexcache.policy",
+    "Query": "nexcache.policy",
+    "Settings": "nexcache.settings",
+    "StoreRefused": "nexcache.errors",
+    "StoreUnavailable": "nexcache.errors",
+    "configure_telemetry": "nexcache.telemetry.configure",
+    "principals": "nexcache.principals",
+    "tenants": "nexcache.tenants",
+}
+
+__all__ = [
+    "CacheMiddleware",
+    "ConfigurationError",
+    "IngestHook",
+    "IngestRule",
+    "InvalidName",
+    "Invalidation",
+    "NexCache",
+    "NexCacheError",
+    "OtlpEndpoint",
+    "Policy",
+    "Query",
+    "Settings",
+    "StoreRefused",
+    "StoreUnavailable",
+    "configure_telemetry",
+    "principals",
+    "tenants",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nexcache' has no attribute {name!r}")
+    module = import_module(home)
+    value = module if home.rpartition(".")[2] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

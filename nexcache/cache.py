@@ -1,0 +1,146 @@
+"""NexCache: the thin face of a cache. Every call goes on to the part that does it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+from nexcache.collapse import Flights
+from nexcache.entries import Entries
+from nexcache.invalidation.apply import Invalidation
+from nexcache.invalidation.targets import Targets
+from nexcache.key import KeySpace
+from nexcache.policy import Policy, seconds
+from nexcache.settings import Settings
+from nexcache.stores.base import StoreHealth
+from nexcache.stores.redis import RedisStore
+from nexcache.telemetry.counts import Counts
+from nexcache.telemetry.events import Emitter
+from nexcache.telemetry.names import Trigger
+from nexcache.wiring import build
+
+_GRACE: Final = 5.0
+_BUDGET_FACTOR: Final = 1.2
+
+
+class NexCache:
+    """A cache of one program: configuration, life cycle, and what is done by hand.
+
+    It opens nothing until it is used. `async with cache`, or the app's lifespan, closes it; so does `aclose()`,
+    any number of times, and the next use opens it again.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, store: RedisStore | None = None) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self._parts = build(self.settings, store=store)
+        self._told = False
+        self.enabled = self.settings.enabled
+        self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
+        self._disabled: set[str] = set()
+
+    @classmethod
+    def from_env(cls, **overrides: Any) -> "NexCache":
+        """Build a cache from the environment and `.env`; raises ConfigurationError naming a bad setting."""
+        return cls(Settings(**overrides))
+
+    # --- what the parts of the package use -----------------------------------------------------------------
+
+    @property
+    def keys(self) -> KeySpace:
+        """The key space."""
+        return self._parts.keys
+
+    @property
+    def entries(self) -> Entries:
+        """The entries."""
+        return self._parts.entries
+
+    @property
+    def flights(self) -> Flights:
+        """The computations under way."""
+        return self._parts.flights
+
+    @property
+    def counts(self) -> Counts:
+        """What happened so far in this process, as plain numbers."""
+        return self._parts.counts
+
+    @property
+    def emitter(self) -> Emitter:
+        """Where events can be listened to."""
+        return self._parts.emitter
+
+    def ttl_of(self, policy: Policy) -> float:
+        """Return for how many seconds a policy's responses are kept: CACHE_TTL_<OP>, the policy's own, the default."""
+        ttl = self.settings.ttl_of(policy.op)
+        if ttl is None:
+            ttl = self.settings.ttl_seconds if policy.ttl is None else seconds(policy.ttl)
+        for generations in self._parts.generations:
+            generations.keep_for(ttl)
+        return ttl
+
+    # --- life cycle ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Say once which store is used. Sockets open at the first request."""
+        if not self._told:
+            self._told = True
+            self.emitter.emit(self._parts.started)
+
+    async def aclose(self) -> None:
+        """Let computations finish, deliver what is queued, and close the sockets."""
+        await self._parts.flights.aclose(_GRACE)
+        await self._parts.invalidations.aclose()
+        await self._parts.store.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Start the cache."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the cache."""
+        await self.aclose()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """Start and close the cache with an app that takes a `lifespan` (Starlette, FastAPI)."""
+        del app
+        async with self:
+            yield
+
+    # --- by hand -------------------------------------------------------------------------------------------
+
+    async def invalidate(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Invalidation:
+        """Make everything that depends on the targets a miss, at a cost that does not depend on its number.
+
+        `operation` is a name or a glob, `"*"` the whole tenant; with `tags` it is the union. Once it is
+        acknowledged, no request that starts later is answered from data captured before. Raises InvalidName for
+        a bad name and ValueError for no target, never for the store: see `Invalidation`.
+        """
+        if isinstance(tags, str):
+            raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
+        targets = Targets.of(() if operation is None else (operation,), tags)
+        return await self.invalidate_targets(tenant, targets, trigger=Trigger.API)
+
+    async def invalidate_targets(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
+        """Do what `invalidate` does for targets that were collected elsewhere."""
+        return await self._parts.invalidations.apply(tenant, targets, trigger=trigger)
+
+    def disable(self, operation: str) -> None:
+        """Send all requests of an operation to the app from now on, in this process."""
+        self._disabled.add(operation)
+
+    def enable(self, operation: str) -> None:
+        """Undo `disable`."""
+        self._disabled.discard(operation)
+
+    def is_disabled(self, operation: str) -> bool:
+        """Whether an operation was switched off by `disable`."""
+        return operation in self._disabled
+
+    async def health(self) -> StoreHealth:
+        """Ask the store how it is."""
+        return await self._parts.store.health()

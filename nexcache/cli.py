@@ -1,0 +1,80 @@
+"""The command line, `nexcache`."""
+
+import secrets
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nexcache.tenants import ApiKey
+
+app = typer.Typer(
+    help="NexCache, a multi-tenant cache for observability back ends.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point `nexcache`."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"nexcache {metadata.version('nexcache')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """NexCache, a multi-tenant cache for observability back ends."""
+
+
+@app.command()
+def demo(
+    *,
+    duration: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="End by itself, with exit status 1 if a promise was not kept."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Listen there on loopback. [default: 8080, or any if that is taken]"),
+    ] = None,
+    headless: Annotated[bool, typer.Option(help="Print plain lines instead of the live screen.")] = False,
+    readers: Annotated[int, typer.Option(min=1, max=1000, help="Simulated readers, each about 5 reads/s.")] = 48,
+    seed: Annotated[int | None, typer.Option(help="Imagine the same traffic in every run.")] = None,
+    memory: Annotated[
+        bool, typer.Option(help="Keep entries in this process, even where an embedded Valkey could be started.")
+    ] = False,
+) -> None:
+    """Run an observability back end with two tenants, their services and readers, and check every answer."""
+    try:
+        from nexcache.demo.run import Options, PortTaken, run  # noqa: PLC0415 - the extra may be missing
+    except ModuleNotFoundError as missing:
+        if missing.name != "uvicorn":
+            raise
+        sys.stderr.write("nexcache demo needs its extra: pip install 'nexcache[demo]'\n")
+        raise typer.Exit(2) from None
+    try:
+        status = run(Options(duration, port, headless, readers, seed, memory), Console())
+    except PortTaken as reason:
+        sys.stderr.write(f"nexcache demo: {reason}\n")
+        raise typer.Exit(2) from None
+    raise typer.Exit(status)
+
+
+@app.command()
+def key(tenant: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+    """Make an API key for a tenant: the secret for its clients, and the entry for CACHE_API_KEYS."""
+    secret = secrets.token_urlsafe(32)
+    entry = ApiKey.of(tenant, secret)
+    sys.stdout.write(f"X-API-Key: {secret}\nCACHE_API_KEYS={entry}\n")

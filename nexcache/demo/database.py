@@ -1,0 +1,135 @@
+"""Spans in SQLite: stored in batches, read in snapshots, forgotten after a while."""
+
+import asyncio
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+Answer = TypeVar("Answer")
+
+RETENTION_US: Final = 185 * 60 * 1_000_000
+"""Spans that began longer ago than this, in microseconds, are deleted: the longest window is three hours."""
+
+_READERS: Final = 3
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS spans (
+    tenant TEXT NOT NULL, trace_id BLOB NOT NULL, span_id BLOB NOT NULL, parent_id BLOB,
+    service TEXT NOT NULL, operation TEXT NOT NULL, failed INTEGER NOT NULL,
+    start_us INTEGER NOT NULL, duration_us INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS services (
+    tenant TEXT NOT NULL, service TEXT NOT NULL, spans INTEGER NOT NULL, last_trace BLOB NOT NULL,
+    PRIMARY KEY (tenant, service)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX IF NOT EXISTS spans_by_trace ON spans (tenant, trace_id, span_id);
+CREATE INDEX IF NOT EXISTS spans_by_time ON spans (tenant, start_us);
+CREATE INDEX IF NOT EXISTS spans_by_service ON spans (tenant, service, start_us);
+"""
+_INSERT: Final = "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COUNT: Final = """
+INSERT INTO services VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET spans = spans + excluded.spans, last_trace = excluded.last_trace
+"""
+
+
+class Span(NamedTuple):
+    """One row: a finished span. Times are microseconds since the epoch."""
+
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes | None
+    service: str
+    operation: str
+    failed: bool
+    start_us: int
+    duration_us: int
+
+
+class Database:
+    """The spans of all tenants in one file; readers never wait for the writer (WAL).
+
+    Queries run in threads of their own, each with its own connection, so the event loop is never blocked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="query")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        connection = self._connection()
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(_SCHEMA)
+
+    def seed(self, tenant: str, spans: Iterable[Span]) -> Counter[str]:
+        """Write a tenant's history in one go; returns how many spans each service has. Blocks for a second or two."""
+        batch = list(spans)
+        self._write(tenant, batch)
+        self._connection().execute("ANALYZE")
+        return Counter(span.service for span in batch)
+
+    async def store(self, tenant: str, spans: Sequence[Span], now_us: int) -> None:
+        """Store a batch durably and delete what is too old; a span that is already there stays as it is.
+
+        When this returns, every read that starts later sees the batch.
+        """
+
+        def write() -> None:
+            self._write(tenant, spans, forget_before_us=now_us - RETENTION_US)
+
+        await asyncio.get_running_loop().run_in_executor(self._writer, write)
+
+    async def read(self, query: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Run a query in a thread; all its statements see the same state of the data."""
+
+        def snapshot() -> Answer:
+            connection = self._connection()
+            connection.execute("BEGIN")
+            try:
+                return query(connection)
+            finally:
+                connection.execute("COMMIT")
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, snapshot)
+
+    def close(self) -> None:
+        """Wait for running queries and close all connections."""
+        self._readers.shutdown()
+        self._writer.shutdown()
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA busy_timeout = 5000")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA cache_size = -65536")
+            self._local.connection = connection
+            self._connections.append(connection)
+        return connection
+
+    def _write(self, tenant: str, spans: Sequence[Span], forget_before_us: int | None = None) -> None:
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for service in {span.service for span in spans}:
+                batch = [span for span in spans if span.service == service]
+                stored = connection.executemany(_INSERT, [(tenant, *span) for span in batch]).rowcount
+                if stored:
+                    connection.execute(_COUNT, (tenant, service, stored, batch[-1].trace_id))
+            if forget_before_us is not None:
+                connection.execute("DELETE FROM spans WHERE tenant = ? AND start_us < ?", (tenant, forget_before_us))
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise

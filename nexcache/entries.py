@@ -1,0 +1,303 @@
+"""Looking entries up and keeping them: in this process's memory, or in the store behind it.
+
+Without a store the memory is the cache. With one, the memory is only the fallback for when the store is away:
+it then serves what this process itself has filled, for a short time, under generations of its own.
+"""
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from nexcache.errors import StoreError, StoreUnavailable
+from nexcache.invalidation.apply import Invalidations
+from nexcache.invalidation.generations import Generations, Snapshot, seen
+from nexcache.key import CacheKey
+from nexcache.message import Entry, StoredResponse
+from nexcache.policy import LONGEST
+from nexcache.semantics.reuse import Prepared, prepare
+from nexcache.stores.base import Store
+from nexcache.stores.codec import Codec, Undecodable
+from nexcache.stores.memory import Bounded, MemoryStore
+from nexcache.telemetry.counts import OperationCounts
+from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
+from nexcache.telemetry.names import Result, Tier
+
+Raw: TypeAlias = tuple[Hashable, ...]
+"""A request as it came, before anything is canonicalised."""
+
+_MOST_ALIASES = 8
+
+
+class Live:
+    """An entry in this process's memory, ready to be sent."""
+
+    __slots__ = ("aliases", "counts", "entry", "expires_at", "name", "prepared")
+
+    def __init__(self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts) -> None:
+        self.name = name
+        self.entry = entry
+        self.prepared = prepare(entry.response)
+        self.expires_at = expires_at
+        self.counts = counts
+        self.aliases: list[Raw] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stored response that may be used."""
+
+    prepared: Prepared
+    tier: Tier
+    live: Live | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Nothing that may be used is stored."""
+
+    tier: Tier
+    """Where it was looked for."""
+    generations: tuple[bytes, ...] | None
+    """The generations that were read beside it, if every one of them was there."""
+
+
+class Memory:
+    """Entries in this process, found by the raw request in one step."""
+
+    def __init__(
+        self,
+        *,
+        store: MemoryStore,
+        generations: Generations,
+        max_bytes: int,
+        max_entries: int,
+        tier: Tier,
+        emitter: Emitter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._token = store.peek
+        self._generations = generations
+        self._emitter = emitter
+        self._clock = clock
+        self._aliases: dict[Raw, Live] = {}
+        self._entries: Bounded[Live] = Bounded(
+            max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left
+        )
+        self.tier = tier
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many entries are held, and about how many bytes."""
+        return len(self._entries), self._entries.bytes
+
+    def peek(self, raw: Raw) -> Live | None:
+        """Return the entry that answers this raw request, if it may be used now."""
+        live = self._aliases.get(raw)
+        return live if live is not None and self._is_usable(live) else None
+
+    def lookup(self, key: CacheKey) -> Found | Missing:
+        """Look an entry up by its key."""
+        live = self._entries.peek(key.name)
+        if live is not None and live.entry.request == key.request and self._is_usable(live):
+            return Found(live.prepared, self.tier, live)
+        tokens = [self._token(generation) for generation in key.generations]
+        known = tuple(token for token in tokens if token is not None)
+        return Missing(self.tier, known if len(known) == len(tokens) else None)
+
+    def alias(self, raw: Raw, live: Live) -> None:
+        """Remember that this raw request is answered by this entry."""
+        if len(live.aliases) < _MOST_ALIASES and raw not in self._aliases and self._entries.peek(live.name) is live:
+            live.aliases.append(raw)
+            self._aliases[raw] = live
+
+    def capture(self, key: CacheKey) -> Snapshot:
+        """Capture the generations of a key in this process."""
+        snapshot = self._generations.capture_now(self._store, key)
+        return Snapshot(self.tier, snapshot.generations, snapshot.any)
+
+    def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> bool:
+        """Keep an entry until its time is over or its room is needed; False if it is too large."""
+        self._forget(self._entries.pop(key.name))
+        ttl = entry.response.ttl
+        live = Live(key.name, entry, self._clock() + ttl, counts)
+        return self._entries.put(key.name, live, size=entry.size, lifetime=ttl)
+
+    def is_current(self, key: CacheKey, snapshot: Snapshot) -> bool:
+        """Whether nothing was invalidated since the generations were captured."""
+        return all(
+            self._token(name) == token for name, token in zip(key.generations, snapshot.generations, strict=True)
+        )
+
+    def clear(self) -> None:
+        """Forget every entry."""
+        self._entries.clear()
+        self._aliases.clear()
+
+    def _is_usable(self, live: Live) -> bool:
+        if live.expires_at > self._clock():
+            token = self._token
+            for name, captured in live.entry.generations:
+                if token(name) != captured:
+                    break
+            else:
+                self._entries.touch(live.name)
+                return True
+        self._forget(self._entries.pop(live.name))
+        return False
+
+    def _left(self, reason: str, live: Live) -> None:
+        self._forget(live)
+        self._emitter.emit(Evicted(reason, 1))
+
+    def _forget(self, live: Live | None) -> None:
+        if live is not None:
+            for raw in live.aliases:
+                self._aliases.pop(raw, None)
+
+
+class Shared:
+    """Entries in a store that other processes use too."""
+
+    def __init__(self, *, store: Store, generations: Generations, codec: Codec, emitter: Emitter) -> None:
+        self._store = store
+        self._generations = generations
+        self._codec = codec
+        self._emitter = emitter
+
+    async def lookup(
+        self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+    ) -> Found | Missing:
+        """Fetch an entry and its generations in one round trip; raises StoreError."""
+        reading = await self._store.read((key.name, *key.generations), deadline=deadline, on_sent=on_sent)
+        value, *tokens = reading.values
+        current = {name: seen(token, reading.epoch) for name, token in zip(key.generations, tokens, strict=True)}
+        if value is not None:
+            entry = self._codec.decode(key.name, value)
+            if isinstance(entry, Undecodable):
+                self._emitter.emit(BackendFailed("get", entry.reason))
+            elif entry.request == key.request and all(token == current.get(name) for name, token in entry.generations):
+                return Found(prepare(entry.response), self._store.tier)
+        known = tuple(token for token in current.values() if token is not None)
+        return Missing(self._store.tier, known if len(known) == len(current) else None)
+
+    async def capture(
+        self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+    ) -> Snapshot:
+        """Capture the generations of a key; raises StoreError."""
+        return await self._generations.capture(key, deadline=deadline, on_sent=on_sent)
+
+    async def keep(self, key: CacheKey, entry: Entry) -> bool:
+        """Keep an entry unless its generations have changed meanwhile; raises StoreError."""
+        names = [name for name, _ in entry.generations]
+        reading = await self._store.read(names)
+        tokens = [seen(token, reading.epoch) for token in reading.values]
+        if tokens != [token for _, token in entry.generations]:
+            return False
+        ttl_ms = int(min(entry.response.ttl, LONGEST) * 1000)
+        await self._store.write(key.name, self._codec.encode(key.name, entry), ttl_ms=ttl_ms)
+        return True
+
+
+class Entries:
+    """The entries of a cache: in the store if there is one and it answers, else in memory."""
+
+    def __init__(
+        self,
+        *,
+        memory: Memory,
+        shared: Shared | None,
+        invalidations: Invalidations,
+        emitter: Emitter,
+        fallback_ttl: float,
+    ) -> None:
+        self.memory = memory
+        self._shared = shared
+        self._invalidations = invalidations
+        self._emitter = emitter
+        self._fallback_ttl = fallback_ttl
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the memory is the cache itself, so that it may be asked first."""
+        return self._shared is None
+
+    async def lookup(
+        self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+    ) -> Found | Missing:
+        """Look an entry up; never raises for the store."""
+        if self._shared is None:
+            return self.memory.lookup(key)
+        started = time.perf_counter()
+        try:
+            if self._invalidations.queued and not await self._invalidations.caught_up():
+                return self.memory.lookup(key)
+            found = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent)
+        except StoreError:
+            found = self.memory.lookup(key)
+        if self._emitter.hears(LookedUp):
+            result = Result.HIT if isinstance(found, Found) else Result.MISS
+            self._emitter.emit(LookedUp(key.operation, result, found.tier, time.perf_counter() - started))
+        return found
+
+    async def capture(
+        self, key: CacheKey, missing: Missing, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+    ) -> Snapshot:
+        """Capture generations where the entry was looked for; never raises for the store."""
+        if self._shared is not None and missing.tier is Tier.REDIS:
+            try:
+                return await self._shared.capture(key, deadline=deadline, on_sent=on_sent)
+            except StoreError:
+                pass
+        return self.memory.capture(key)
+
+    async def keep(
+        self, key: CacheKey, snapshot: Snapshot, response: StoredResponse, counts: OperationCounts
+    ) -> bool | None:
+        """Keep a response under the generations that it was computed under, where they were captured.
+
+        Returns False if they have changed meanwhile, and None if the store did not take it.
+        """
+        pairs = tuple(zip(key.generations, snapshot.generations, strict=True))
+        if snapshot.tier is Tier.REDIS and self._shared is not None:
+            try:
+                kept = await self._shared.keep(key, Entry(key.request, response, pairs))
+            except StoreError:
+                return None
+        else:
+            if not self.memory.is_current(key, snapshot):
+                return False
+            if self._shared is not None:
+                if self._fallback_ttl <= 0:
+                    return None
+                response = _shortened(response, self._fallback_ttl)
+            kept = self.memory.keep(key, Entry(key.request, response, pairs), counts)
+            if not kept:
+                return None
+        if kept:
+            counts.stored(snapshot.tier)
+            if self._emitter.hears(Stored):
+                size = len(response.body)
+                self._emitter.emit(Stored(key.operation, key.tenant, snapshot.tier, size, response.ttl))
+        return kept
+
+    def store_came_back(self) -> None:
+        """Forget the fallback's entries: from here on the store is right again."""
+        if self._shared is not None:
+            self.memory.clear()
+
+
+def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
+    return StoredResponse(
+        response.status,
+        response.headers,
+        response.body,
+        response.etag,
+        response.stored_at,
+        min(response.ttl, ttl),
+        response.initial_age,
+    )
+
+
+__all__ = ["Entries", "Found", "Live", "Memory", "Missing", "Raw", "Shared", "StoreUnavailable"]

@@ -1,0 +1,39 @@
+"""What NexCache raises. Outcomes of a request (a miss, a bypass) are values, never exceptions."""
+
+
+class NexCacheError(Exception):
+    """The root of every error that NexCache raises."""
+
+
+class ConfigurationError(NexCacheError, ValueError):
+    """A setting or an argument cannot work; the message names it, says what would, and holds no secret."""
+
+
+class InvalidName(NexCacheError, ValueError):  # noqa: N818 - reads as what it says
+    """A tenant, an operation or a tag that cannot be part of a key."""
+
+
+class StoreError(NexCacheError):
+    """The store did not do what it was asked to; nothing is known of the value."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):  # noqa: N818 - reads as what it says
+    """The store could not be reached in time, or the breaker keeps requests from it for now.
+
+    `kind` is one word of a closed list: `timeout`, `connection`, `breaker`, `busy`.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class StoreRefused(StoreError):  # noqa: N818 - reads as what it says
+    """The store was reached and refused: memory full, no permission, a replica, a wrong password.
+
+    `kind` is one word of a closed list: `out-of-memory`, `auth`, `readonly`, `refused`.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind

@@ -1,0 +1,1 @@
+"""From arriving spans to the invalidation of what they could have changed."""

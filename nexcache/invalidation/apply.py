@@ -1,0 +1,156 @@
+"""Carries an invalidation out: in this process at once, in the store for all nodes, later if the store is away."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Final
+
+from nexcache.errors import InvalidName, StoreError
+from nexcache.invalidation.targets import Targets, is_glob, matches
+from nexcache.key import KeySpace, name_of
+from nexcache.stores.base import Store
+from nexcache.stores.memory import MemoryStore
+from nexcache.telemetry.counts import Counts
+from nexcache.telemetry.events import Emitter, Invalidated
+from nexcache.telemetry.names import Trigger
+from nexcache.tenants import is_valid_id
+
+_MOST_QUEUED: Final = 256
+"""Generations queued per tenant; more become one, that of the whole tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """What became of an invalidation."""
+
+    acknowledged: bool
+    """Every node: no request that starts from now on is answered from data captured before."""
+    queued: bool
+    """The store was away: it holds in this process, and will reach the others when the store is back."""
+    targets: tuple[str, ...]
+    """What was invalidated: operations' names, `tag:…`, or `*`."""
+    waited: float
+    """Seconds."""
+
+
+class Invalidations:
+    """Removes generations. The cost is that of the number of targets, not of the number of entries."""
+
+    def __init__(
+        self, *, keys: KeySpace, local: MemoryStore, shared: Store | None, emitter: Emitter, counts: Counts
+    ) -> None:
+        self._keys = keys
+        self._local = local
+        self._shared = shared
+        self._emitter = emitter
+        self._counts = counts
+        self._queue: OrderedDict[str, set[bytes]] = OrderedDict()
+        self._replaying: asyncio.Task[bool] | None = None
+
+    @property
+    def queued(self) -> int:
+        """How many tenants have invalidations that the store does not know of yet."""
+        return len(self._queue)
+
+    async def apply(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
+        """Invalidate the union of the targets; raises for bad names and no target, never for the store."""
+        if not is_valid_id(tenant):
+            raise InvalidName(f"not a tenant's id: {tenant!a}")
+        if not targets:
+            raise ValueError('an invalidation needs a target: an operation, a tag, or "*" for the whole tenant')
+        started = time.perf_counter()
+        tracing = self._emitter.tracing
+        with tracing.invalidate() if tracing is not None else nullcontext(lambda _: None) as describe:
+            local = await self._unlink(self._local, tenant, targets)
+            names, acknowledged = local, True
+            if self._shared is not None:
+                try:
+                    names = await self._unlink(self._shared, tenant, targets)
+                except StoreError:
+                    acknowledged = False
+                    self._enqueue(tenant, targets)
+            done = Invalidation(acknowledged, not acknowledged, names, time.perf_counter() - started)
+            event = Invalidated(
+                tenant=tenant,
+                trigger=trigger,
+                scope=targets.scope,
+                operations=tuple(sorted(targets.operations)),
+                tags=tuple(sorted(targets.tags)),
+                acknowledged=acknowledged,
+                duration=done.waited,
+            )
+            describe(event)
+        for name in names:
+            if not name.startswith("tag:"):
+                self._counts.of(tenant, name).invalidations += 1
+        self._emitter.emit(event)
+        return done
+
+    async def caught_up(self) -> bool:
+        """Tell the store what was queued while it was away; False while it still is.
+
+        Nothing may be read from the store before this is true: an entry there may be one that this process
+        has invalidated.
+        """
+        if not self._queue:
+            return True
+        if self._replaying is None or self._replaying.done():
+            self._replaying = asyncio.create_task(self._replay(), name="nexcache-replay")
+        return await asyncio.shield(self._replaying)
+
+    async def aclose(self) -> None:
+        """Try once more to deliver what is queued."""
+        if self._queue:
+            await self.caught_up()
+
+    async def _replay(self) -> bool:
+        if self._shared is None:
+            return True
+        while self._queue:
+            tenant, tokens = next(iter(self._queue.items()))
+            known = frozenset(tokens)
+            try:
+                await self._shared.unlink(tuple(known))
+            except StoreError:
+                return False
+            tokens -= known
+            if not tokens:
+                self._queue.pop(tenant, None)
+        return True
+
+    async def _unlink(self, store: Store, tenant: str, targets: Targets) -> tuple[str, ...]:
+        """Resolve globs in this store's registry, and remove the tokens; returns what was invalidated."""
+        if targets.whole_tenant:
+            names = frozenset(("*",))
+        else:
+            globs = {name for name in targets.operations if is_glob(name)}
+            names = targets.operations - globs
+            if globs:
+                members = await store.members(self._keys.registry(tenant))
+                if members is None:
+                    names = frozenset(("*",))
+                else:
+                    known = {name_of(member) for member in members}
+                    names |= {name for name in known if any(matches(glob, name) for glob in globs)}
+        await store.unlink(self._tokens(tenant, names, targets.tags))
+        return (*sorted(names), *sorted(f"tag:{tag}" for tag in targets.tags))
+
+    def _tokens(self, tenant: str, names: frozenset[str], tags: frozenset[str]) -> tuple[bytes, ...]:
+        keys = self._keys
+        return (
+            *(keys.of_tenant(tenant) if name == "*" else keys.of_operation(tenant, name) for name in sorted(names)),
+            *(keys.of_tag(tenant, tag) for tag in sorted(tags)),
+            keys.of_any(tenant),
+        )
+
+    def _enqueue(self, tenant: str, targets: Targets) -> None:
+        """Queue the tokens; what cannot be named without the store, or is too much, becomes the whole tenant."""
+        globs = any(is_glob(name) for name in targets.operations)
+        names = frozenset(("*",)) if globs else targets.operations
+        queued = self._queue.setdefault(tenant, set())
+        queued.update(self._tokens(tenant, names, targets.tags))
+        if len(queued) > _MOST_QUEUED:
+            queued.clear()
+            queued.update(self._tokens(tenant, frozenset(("*",)), frozenset()))

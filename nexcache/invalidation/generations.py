@@ -1,0 +1,104 @@
+"""Generations: a random token per tag in the store, captured before an answer is computed.
+
+An entry is served only while every token it was captured under is still there and equal. Removing a token is
+therefore an invalidation of everything that depends on it, whatever its number; a token that is lost costs a
+miss, never a stale answer. As a reader sees it a generation is the token followed by the server's epoch, so
+that a restart or a failover revives nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nexcache.errors import StoreUnavailable
+from nexcache.key import CacheKey, KeySpace, segment
+from nexcache.stores.base import Capture, Store
+from nexcache.stores.memory import MemoryStore
+from nexcache.telemetry.names import Tier
+
+_ATTEMPTS: Final = 4
+_SHORTEST: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The generations that a fill was started under, and where they were read."""
+
+    tier: Tier
+    generations: tuple[bytes, ...]
+    """In the order of `CacheKey.generations`."""
+    any: bytes
+    """The generation that every invalidation of the tenant changes."""
+
+
+class Generations:
+    """Captures generations in a store, and keeps the tenant's registry of operations whole."""
+
+    def __init__(self, store: Store, keys: KeySpace) -> None:
+        self._store = store
+        self._keys = keys
+        self._longest = _SHORTEST
+
+    def keep_for(self, ttl: float) -> None:
+        """Make tokens live twice as long as the longest-lived entry, so that they outlive what they guard."""
+        self._longest = max(self._longest, ttl)
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long a token lives from its last capture, in milliseconds."""
+        return int(self._longest * 2000)
+
+    async def capture(
+        self, key: CacheKey, *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+    ) -> Snapshot:
+        """Read the generations of a key, creating missing ones; raises StoreError.
+
+        Whoever finds the registry without its sentinel removes the tenant's token before restoring it: what was
+        filled under a lost registry could not be found by a glob.
+        """
+        tokens = self._tokens(key)
+        registry = self._keys.registry(key.tenant)
+        for _ in range(_ATTEMPTS):
+            captured = await self._store.capture(
+                tokens,
+                registry=registry,
+                operation=segment(key.operation),
+                ttl_ms=self.ttl_ms,
+                deadline=deadline,
+                on_sent=on_sent,
+            )
+            on_sent = None
+            if (snapshot := _snapshot(self._store.tier, captured)) is not None:
+                return snapshot
+            if not captured.complete:
+                await self._store.restore_sentinel(registry, tokens[0], ttl_ms=self.ttl_ms, deadline=deadline)
+        raise StoreUnavailable("busy", "the store loses generations as fast as they are made: is its memory full?")
+
+    def capture_now(self, store: MemoryStore, key: CacheKey) -> Snapshot:
+        """Do what `capture` does, in this process's memory and without waiting."""
+        tokens = self._tokens(key)
+        registry = self._keys.registry(key.tenant)
+        for _ in range(_ATTEMPTS):
+            captured = store.capture_now(
+                tokens, registry=registry, operation=segment(key.operation), ttl_ms=self.ttl_ms
+            )
+            if (snapshot := _snapshot(store.tier, captured)) is not None:
+                return snapshot
+            store.restore_sentinel_now(registry, tokens[0])
+        raise StoreUnavailable("busy", "the memory for generations is too small to hold those of one request")
+
+    def _tokens(self, key: CacheKey) -> Sequence[bytes]:
+        return (*key.generations, self._keys.of_any(key.tenant))
+
+
+def seen(token: bytes | None, epoch: bytes) -> bytes | None:
+    """Return a generation as a reader sees it: with the epoch of the server that it was read from."""
+    return None if token is None else token + epoch
+
+
+def _snapshot(tier: Tier, captured: Capture) -> Snapshot | None:
+    if not (captured.complete and captured.registered):
+        return None
+    current = [seen(token, captured.epoch) for token in captured.tokens]
+    known = tuple(token for token in current if token is not None)
+    return Snapshot(tier, known[:-1], known[-1]) if len(known) == len(current) else None

@@ -1,0 +1,257 @@
+"""From a request to its key. Pure.
+
+`nexarch:<tenant>:<op>:<hash>`: a tenant or an operation is percent-encoded, so that no id reaches outside its
+segment and no two ids give one segment; the hash covers, each with its length, every part of the request that
+a handler may read, so that no two requests give one sequence of bytes.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from importlib.resources import files
+from typing import Final
+
+from nexcache.asgi import Scope
+from nexcache.policy import Policy
+from nexcache.telemetry.names import Bypass
+
+FORMAT: Final = 1
+"""The version of everything below; another version's keys are other keys."""
+
+LONGEST_REQUEST: Final = 16 * 1024
+"""Bytes of one canonical request; a longer one is not worth a key."""
+
+_SAFE: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+_FORWARDED_PAIR: Final = re.compile(rb'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=([^\s",;]*|"[^"\\]*")\s*(?:[;,]|$)')
+_table: Final = tomllib.loads((files("nexcache") / "request_headers.toml").read_text())
+KEYED: Final[frozenset[bytes]] = frozenset(name.encode() for name in _table["keyed"])
+BYPASSING: Final[frozenset[bytes]] = frozenset(name.encode() for name in _table["bypass"])
+
+
+@lru_cache(maxsize=8192)
+def segment(name: str) -> bytes:
+    """Percent-encode a name for one segment of a key; nothing is folded or normalised."""
+    raw = name.encode("utf-8", "surrogatepass")
+    return b"".join(bytes((byte,)) if byte in _SAFE else b"%%%02X" % byte for byte in raw)
+
+
+def name_of(encoded: bytes) -> str:
+    """Undo `segment`."""
+    plain = re.sub(rb"%([0-9A-F]{2})", lambda match: bytes((int(match[1], 16),)), encoded)
+    return plain.decode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """What the header fields of a request contribute to its key."""
+
+    fields: tuple[tuple[bytes, bytes], ...]
+    """Names and values in the order of the request."""
+    if_none_match: bytes | None
+    conditional: bool
+    """Whether there are conditions that only a full answer may be tested against."""
+
+
+class HeaderRules:
+    """Reads the header fields of requests in one pass: what is keyed, and what makes a bypass.
+
+    `principal`: one is configured, so that requests with credentials are told apart by it.
+    """
+
+    def __init__(self, credentials: Iterable[str], policies: Iterable[Policy], *, principal: bool) -> None:
+        varied = {name.encode() for policy in policies for name in policy.vary}
+        self._roles: dict[bytes, str] = {
+            **dict.fromkeys(varied, "vary"),
+            **dict.fromkeys(KEYED, "keyed"),
+            **dict.fromkeys(BYPASSING, "override"),
+            b"host": "host",
+            b"forwarded": "forwarded",
+            b"content-length": "length",
+            b"transfer-encoding": "body",
+            b"if-none-match": "none-match",
+            b"if-modified-since": "conditional",
+            b"if-match": "precondition",
+            b"if-unmodified-since": "precondition",
+            b"range": "range",
+            b"cache-control": "control",
+        }
+        self._principal = principal
+        self._credentials = frozenset(name.lower().encode() for name in credentials)
+        for name in self._credentials:
+            self._roles.setdefault(name, "credential")
+
+    def covered(self, policy: Policy) -> frozenset[bytes]:
+        """Return the request fields by which a response may vary, because they are part of the key."""
+        authenticated = self._credentials - {b"cookie"} if self._principal else frozenset()
+        return (KEYED - {b"forwarded"}) | authenticated | {name.encode() for name in policy.vary}
+
+    def read(self, method: str, headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Keyed | Bypass:
+        """Return what is keyed, or why the cache must not be asked."""
+        trusted = self._principal or policy.share_authenticated
+        has_body = method in ("POST", "QUERY")
+        roles, fields = self._roles, []
+        hosts = 0
+        none_match: bytes | None = None
+        conditional = False
+        for name, value in headers:
+            role = roles.get(name)
+            if role is None:
+                continue
+            match role:
+                case "host":
+                    hosts += 1
+                    fields.append((name, value))
+                case "keyed":
+                    fields.append((name, value))
+                case "credential" | "vary":
+                    if not trusted and name in self._credentials:
+                        return Bypass.AUTHORIZATION
+                    if role == "vary" and name.decode("latin-1") in policy.vary:
+                        fields.append((name, value))
+                case "none-match":
+                    none_match = value if none_match is None else none_match + b", " + value
+                case "conditional":
+                    conditional = True
+                case "length":
+                    if not has_body and value.strip() not in (b"", b"0"):
+                        return Bypass.BODY
+                case "body":
+                    if not has_body:
+                        return Bypass.BODY
+                case "forwarded":
+                    fields.append((name, _without_machines(value)))
+                case "override":
+                    return Bypass.OVERRIDE
+                case "precondition":
+                    return Bypass.PRECONDITION
+                case "range":
+                    return Bypass.RANGE
+                case "control":
+                    if b"no-store" in value.lower():
+                        return Bypass.NO_STORE
+        if hosts > 1:
+            return Bypass.HOST
+        return Keyed(tuple(fields), none_match, conditional)
+
+
+def _without_machines(value: bytes) -> bytes:
+    """Drop `for` and `by` of a Forwarded field (RFC 7239 §4); a value of another shape is kept whole."""
+    kept, position = [], 0
+    while position < len(value):
+        match = _FORWARDED_PAIR.match(value, position)
+        if match is None:
+            return value
+        if match[1].lower() not in (b"for", b"by"):
+            kept.append(match[1].lower() + b"=" + match[2])
+        position = match.end()
+    return b";".join(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """A request's place in the store, and the generations that it depends on."""
+
+    tenant: str
+    operation: str
+    name: bytes
+    """`nexarch:<tenant>:<op>:<hash>`."""
+    request: bytes
+    """The canonical request that was hashed."""
+    generations: tuple[bytes, ...]
+    """The keys of the generations of the tenant, the operation and the request's tags, in this order."""
+
+    @property
+    def hash(self) -> str:
+        """The last segment alone: it names no tenant and no query."""
+        return self.name.rpartition(b":")[2].decode()
+
+
+class KeySpace:
+    """Builds the keys of one namespace.
+
+    `secret` keys the hash, so that nobody outside can aim at another's key; `version` separates incompatible
+    deployments; on Cluster the tenant is a hash tag, so that all keys of a tenant live on one shard.
+    """
+
+    def __init__(self, *, version: str = "", secret: str = "", cluster: bool = False) -> None:
+        self._secret = blake2b(secret.encode(), digest_size=32).digest() if secret else b""
+        self._format = b"%d/%b" % (FORMAT, version.encode())
+        self._cluster = cluster
+
+    def prefix(self, tenant: str) -> bytes:
+        """Return what all keys of a tenant begin with, closing colon included."""
+        encoded = segment(tenant)
+        return b"nexarch:{" + encoded + b"}:" if self._cluster else b"nexarch:" + encoded + b":"
+
+    def of_tenant(self, tenant: str) -> bytes:
+        """Return the key of the generation that everything of a tenant depends on."""
+        return self.prefix(tenant) + b"@tenant"
+
+    def of_any(self, tenant: str) -> bytes:
+        """Return the key of the generation that every invalidation of a tenant changes."""
+        return self.prefix(tenant) + b"@any"
+
+    def of_operation(self, tenant: str, operation: str) -> bytes:
+        """Return the key of an operation's generation."""
+        return self.prefix(tenant) + b"@op:" + segment(operation)
+
+    def of_tag(self, tenant: str, tag: str) -> bytes:
+        """Return the key of a tag's generation."""
+        return self.prefix(tenant) + b"@tag:" + segment(tag)
+
+    def registry(self, tenant: str) -> bytes:
+        """Return the key of the set of a tenant's operations."""
+        return self.prefix(tenant) + b"@ops"
+
+    def key(self, tenant: str, operation: str, request: bytes, tags: Sequence[str] = ()) -> CacheKey:
+        """Build the key of a canonical request."""
+        digest = blake2b(request, digest_size=16, key=self._secret, person=b"nexcache-key").hexdigest()
+        prefix = self.prefix(tenant)
+        return CacheKey(
+            tenant,
+            operation,
+            b"%b%b:%b" % (prefix, segment(operation), digest.encode()),
+            request,
+            (
+                prefix + b"@tenant",
+                prefix + b"@op:" + segment(operation),
+                *(prefix + b"@tag:" + segment(tag) for tag in tags),
+            ),
+        )
+
+    def canonical(
+        self,
+        scope: Scope,
+        policy: Policy,
+        keyed: Sequence[tuple[bytes, bytes]],
+        *,
+        tenant: str,
+        principal: str | None,
+        query: bytes,
+        body: bytes = b"",
+    ) -> bytes:
+        """Write down a request so that two requests are equal exactly if all their keyed parts are.
+
+        HEAD is written as GET, which it is answered from (RFC 9110 §9.3.2).
+        """
+        method = scope["method"]
+        parts = [
+            self._format,
+            policy.op.encode("utf-8", "surrogatepass"),
+            policy.version.encode(),
+            tenant.encode("utf-8", "surrogatepass"),
+            b"-" if principal is None else b"=" + principal.encode("utf-8", "surrogatepass"),
+            b"GET" if method == "HEAD" else method.encode(),
+            scope.get("scheme", "http").encode(),
+            scope.get("root_path", "").encode("utf-8", "surrogatepass"),
+            scope["path"].encode("utf-8", "surrogatepass"),
+            scope.get("raw_path") or b"",
+            query,
+            blake2b(body, digest_size=16).digest() if body else b"",
+        ]
+        for name, value in sorted(keyed, key=lambda pair: pair[0]):
+            parts += (name, value)
+        return b"".join(b"%d:%b" % (len(part), part) for part in parts)

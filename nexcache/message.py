@@ -1,0 +1,46 @@
+"""The values that the parts of NexCache hand to each other."""
+
+from dataclasses import dataclass
+
+from nexcache.asgi import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A complete response as it was stored (RFC 9111 §2), ready to be sent again byte for byte."""
+
+    status: int
+    headers: Headers
+    """In the app's order, without the fields that belong to one connection, with `etag` and `content-length`."""
+    body: bytes
+    etag: bytes
+    """The entity tag of this body, quoted; the app's own where it sent one (RFC 9110 §8.8.3)."""
+    stored_at: float
+    """When it was computed, in seconds since the epoch, by the clock of the node that computed it."""
+    ttl: float
+    """Seconds for which it may be served, counted from `stored_at`."""
+    initial_age: int = 0
+    """The age in seconds that it already had when the app sent it (RFC 9111 §4.2.3)."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it holds."""
+        return len(self.body) + sum(len(name) + len(value) + 120 for name, value in self.headers) + 200
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored response with what decides whether it may be used: for which request, and under which generations."""
+
+    request: bytes
+    """The canonical request; a read compares it, so that a collision of hashes is a miss."""
+    response: StoredResponse
+    generations: tuple[tuple[bytes, bytes], ...]
+    """Pairs of a generation's key and the token (with its epoch) that was current before the response was computed."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it holds."""
+        return (
+            self.response.size + len(self.request) + sum(len(key) + len(token) + 120 for key, token in self.generations)
+        )

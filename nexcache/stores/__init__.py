@@ -1,0 +1,1 @@
+"""Places that keep bytes under keys: this process's memory, Redis or Valkey."""

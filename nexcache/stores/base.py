@@ -1,0 +1,107 @@
+"""What NexCache asks of a store: the Protocol. Keys and values are bytes; policy lives elsewhere."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nexcache.telemetry.names import Tier
+
+SENTINEL: Final = b"@"
+"""The member that marks a registry as complete; no encoded operation begins with it."""
+
+_HARD: Final = 16
+_SOFT: Final = 8
+
+
+def new_token() -> bytes:
+    """Make a generation: 16 hard and 8 soft random bytes. Counters and clocks would repeat after a restart."""
+    return secrets.token_bytes(_HARD + _SOFT)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one read returned: the values in the order of the keys, None where a key is absent."""
+
+    values: Sequence[bytes | None]
+    epoch: bytes
+    """Names the server's history (run id and replication id): values of two epochs never compare equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The generations of some tags, read at one moment and created where they were missing."""
+
+    tokens: Sequence[bytes | None]
+    epoch: bytes
+    complete: bool
+    """The registry held its sentinel after the tokens were read: nothing had been lost from it."""
+    registered: bool
+    """The registry held the operation after the tokens were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """What a store says of itself."""
+
+    mode: str
+    """`redis` or `memory`."""
+    available: bool
+    response_time_ms: float
+    connections: int
+    commands: int
+    """Commands sent since start."""
+    detail: str = ""
+
+
+class Store(Protocol):
+    """Bytes under keys, with expiry. Every call keeps the deadline it is given.
+
+    `deadline` is an instant of the running loop's clock (`loop.time()`); None means the store's own limit.
+    `on_sent` is called when the command is about to leave: until then, and no longer, its answer may be shared
+    with requests that start now. Failures are StoreUnavailable or StoreRefused, nothing else.
+    """
+
+    @property
+    def tier(self) -> Tier:
+        """What telemetry calls this store."""
+
+    async def read(
+        self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+    ) -> Reading:
+        """Read several keys at one moment, in one round trip."""
+
+    async def capture(
+        self,
+        keys: Sequence[bytes],
+        *,
+        registry: bytes,
+        operation: bytes,
+        ttl_ms: int,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> Capture:
+        """Register an operation, create missing tokens, read all of them, and read the registry back.
+
+        In this order and in one round trip. Tokens and registry live at least `ttl_ms` from now.
+        """
+
+    async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
+        """Keep a value for `ttl_ms` milliseconds."""
+
+    async def unlink(self, keys: Sequence[bytes], *, deadline: float | None = None) -> int:
+        """Remove keys; returns how many existed. Repeating it is harmless."""
+
+    async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
+        """Read a registry; None where its sentinel is missing, for it may then be incomplete."""
+
+    async def restore_sentinel(
+        self, registry: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None
+    ) -> None:
+        """Remove the tenant's token, then mark the registry as complete from here on, in that order."""
+
+    async def health(self) -> StoreHealth:
+        """Ask the store how it is; never raises StoreError."""
+
+    async def aclose(self) -> None:
+        """Give back sockets; a later call opens them again."""

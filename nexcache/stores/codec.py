@@ -1,0 +1,134 @@
+"""Entries as bytes, and back: a msgpack envelope with a version and a MAC. Never pickle. Pure.
+
+The MAC covers the key too, so that a value that was copied to another key is a miss, like one that was changed,
+cut short or never written by NexCache. Without a signing key it is a plain digest: corruption is still caught,
+forgery by someone who can write to the store is not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Any, Final
+
+import msgpack
+
+from nexcache.message import Entry, StoredResponse
+from nexcache.semantics.headers import is_sendable
+
+VERSION: Final = 1
+_MOST_HEADERS: Final = 256
+_MOST_GENERATIONS: Final = 64
+_LIMIT: Final = 64 * 1024 * 1024
+_OVERHEAD: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A value that is not used, and why: `corrupt`, `forged`, `newer`, `older`."""
+
+    reason: str
+
+
+class Codec:
+    """Encodes and decodes entries under a ring of signing keys: the first signs, all of them verify."""
+
+    def __init__(self, keys: Mapping[str, bytes] | None = None) -> None:
+        self._keys = {kid: blake2b(key, digest_size=32).digest() for kid, key in (keys or {}).items()}
+        self._kid = next(iter(self._keys), "")
+
+    @property
+    def signs(self) -> bool:
+        """Whether a forged value is refused, not only a corrupt one."""
+        return bool(self._keys)
+
+    def encode(self, key: bytes, entry: Entry) -> bytes:
+        """Write an entry down for this key."""
+        response = entry.response
+        payload = msgpack.packb(
+            (
+                entry.request,
+                entry.generations,
+                int(response.stored_at * 1000),
+                int(response.ttl * 1000),
+                response.initial_age,
+                response.status,
+                response.etag,
+                response.headers,
+                response.body,
+            )
+        )
+        return bytes(msgpack.packb((VERSION, self._kid, self._mac(self._kid, key, payload), payload)))
+
+    def decode(self, key: bytes, value: bytes) -> Entry | Undecodable:
+        """Read an entry of this key; never raises, whatever the bytes are."""
+        envelope = _unpack(value)
+        if not isinstance(envelope, tuple) or not envelope or type(envelope[0]) is not int:
+            return Undecodable("corrupt")
+        if envelope[0] != VERSION:
+            return Undecodable("newer" if envelope[0] > VERSION else "older")
+        match envelope:
+            case (_, str(kid), bytes(mac), bytes(payload)):
+                pass
+            case _:
+                return Undecodable("corrupt")
+        if kid != "" and kid not in self._keys:
+            return Undecodable("forged")
+        if self._keys and kid == "":
+            return Undecodable("forged")
+        if not compare_digest(mac, self._mac(kid, key, payload)):
+            return Undecodable("forged" if kid else "corrupt")
+        return _entry(_unpack(payload)) or Undecodable("corrupt")
+
+    def _mac(self, kid: str, key: bytes, payload: bytes) -> bytes:
+        digest = blake2b(digest_size=16, key=self._keys.get(kid, b""), person=b"nexcache-value")
+        digest.update(b"%d:%b" % (len(key), key))
+        digest.update(payload)
+        return digest.digest()
+
+
+def _unpack(value: bytes) -> Any:
+    try:
+        return msgpack.unpackb(
+            value,
+            use_list=False,
+            max_bin_len=_LIMIT,
+            max_str_len=_OVERHEAD,
+            max_array_len=_MOST_HEADERS,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError):
+        return None
+
+
+def _entry(fields: Any) -> Entry | None:
+    """Check every type and bound; what passes is as good as if it had been built here."""
+    match fields:
+        case (
+            bytes(request),
+            tuple(generations),
+            int(stored_at),
+            int(ttl),
+            int(initial_age),
+            int(status),
+            bytes(etag),
+            tuple(headers),
+            bytes(body),
+        ):
+            pass
+        case _:
+            return None
+    if not (_are_pairs(generations, _MOST_GENERATIONS) and generations and _are_pairs(headers, _MOST_HEADERS)):
+        return None
+    if not (200 <= status <= 599 and stored_at >= 0 and ttl > 0 and initial_age >= 0 and is_sendable(headers)):  # noqa: PLR2004
+        return None
+    response = StoredResponse(status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age)
+    return Entry(request, response, generations)
+
+
+def _are_pairs(pairs: Sequence[Any], most: int) -> bool:
+    return len(pairs) <= most and all(
+        isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is bytes and type(pair[1]) is bytes  # noqa: PLR2004
+        for pair in pairs
+    )

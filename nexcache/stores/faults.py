@@ -1,0 +1,40 @@
+"""What the client's and the server's errors mean for a cache: away, or there and refusing."""
+
+from typing import Final
+
+from redis import exceptions as redis
+
+from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
+
+_REFUSALS: Final = (
+    (redis.AuthenticationError, "auth", "the server refused the credentials"),
+    (redis.AuthorizationError, "auth", "the server refused the credentials"),
+    (redis.NoPermissionError, "auth", "the user's ACL does not permit the command"),
+    (redis.OutOfMemoryError, "out-of-memory", "the server's memory is full and it evicts nothing"),
+    (redis.ReadOnlyError, "readonly", "the server is a replica and takes no writes"),
+)
+
+
+def classify(error: BaseException) -> StoreError:
+    """Translate an error of the client. Messages are our own: the client's may repeat what was sent."""
+    if isinstance(error, StoreError):
+        return error
+    for kind, word, message in _REFUSALS:  # before ConnectionError, of which some of these are subclasses
+        if isinstance(error, kind):
+            return StoreRefused(word, message)
+    if isinstance(error, redis.BusyLoadingError | redis.MasterDownError | redis.ClusterDownError):
+        return StoreUnavailable("busy", "the server is loading its data or has no primary")
+    if isinstance(error, redis.TimeoutError | TimeoutError):
+        return StoreUnavailable("timeout", "the store did not answer in time")
+    if isinstance(error, redis.ConnectionError | OSError):
+        return StoreUnavailable("connection", "the store could not be reached")
+    if isinstance(error, redis.ResponseError):
+        text = str(error)
+        if text.startswith(("NOAUTH", "WRONGPASS")):
+            return StoreRefused("auth", "the server refused the credentials")
+        if text.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN")):
+            return StoreUnavailable("busy", "the server is busy or has no primary")
+        word = text.split(" ", 1)[0]
+        name = word if word.isalpha() and word.isupper() else "ERR"
+        return StoreRefused("refused", f"the server refused a command ({name})")
+    return StoreUnavailable("connection", f"the client failed ({type(error).__name__})")

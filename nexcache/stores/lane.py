@@ -1,0 +1,283 @@
+"""One connection to the server that carries the commands of a loop turn together and is answered in order.
+
+A pool hands each command a connection of its own and runs dry when many wait (redis-py's raises at 100). Here
+everything that is asked for in one turn of the event loop leaves in one write, on one socket, whatever the
+number of waiting requests; the server answers in order. Connecting, TLS, authentication and parsing are
+redis-py's.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, Protocol, TypeAlias
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from nexcache.errors import StoreError, StoreUnavailable
+from nexcache.stores.faults import classify
+
+Command: TypeAlias = tuple[Any, ...]
+
+_MOST_WAITING: Final = 20_000
+
+
+class Epoch(Protocol):
+    """How the history of a server is told apart from any other: which commands to send, and what answers mean."""
+
+    commands: Sequence[Command]
+
+    def of(self, replies: Sequence[Any]) -> bytes:
+        """Return a digest of the answers; raises StoreRefused if they do not tell."""
+
+
+class _Request:
+    __slots__ = ("commands", "deadline", "epoch", "future", "on_sent", "repeatable", "replies", "sent_at")
+
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        future: "asyncio.Future[tuple[list[Any], bytes]] | None",
+        deadline: float,
+        on_sent: Callable[[], None] | None,
+        *,
+        repeatable: bool,
+    ) -> None:
+        self.commands = commands
+        self.future = future
+        self.deadline = deadline
+        self.on_sent = on_sent
+        self.repeatable = repeatable
+        self.replies: list[Any] = []
+        self.sent_at = math.inf
+
+    def fail(self, error: StoreError) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
+
+
+class Lane:
+    """Sends groups of commands over one connection, which it opens when it is needed.
+
+    `timeout` in seconds bounds the wait for any answer; a server that has not answered for that long is cut off,
+    and all that waited for it fails. After a lost connection a group that may be repeated is sent once more.
+    """
+
+    def __init__(
+        self, connect: Callable[[], AbstractConnection], *, timeout: float, epoch: Epoch, renewal: float
+    ) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._epoch_reader = epoch
+        self._renewal = renewal
+        self._waiting: deque[_Request] = deque()
+        self._sent: deque[_Request] = deque()
+        self._runner: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._epoch = b""
+        self._epoch_read_at = -math.inf
+        self.commands = 0
+        self.connections = 0
+
+    async def execute(
+        self,
+        commands: Sequence[Command],
+        *,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+        repeatable: bool = True,
+    ) -> tuple[list[Any], bytes]:
+        """Send a group of commands; returns their answers in order and the server's epoch.
+
+        An answer that is an error is returned as the exception, not raised. Raises StoreUnavailable.
+        """
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) >= _MOST_WAITING:
+            raise StoreUnavailable("busy", "too many commands wait for the store")
+        latest = loop.time() + self._timeout
+        request = _Request(
+            commands,
+            loop.create_future(),
+            latest if deadline is None else min(deadline, latest),
+            on_sent,
+            repeatable=repeatable,
+        )
+        self._waiting.append(request)
+        self._watch(loop, request.deadline)
+        if self._runner is None or self._runner.done():
+            self._runner = loop.create_task(self._run(), name="nexcache-lane")
+        elif self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        assert request.future is not None  # noqa: S101 - given four lines above
+        return await request.future
+
+    async def aclose(self) -> None:
+        """Close the connection; what waits fails, and the next command opens it again."""
+        runner, self._runner = self._runner, None
+        if runner is not None and not runner.done():
+            runner.cancel()
+            await asyncio.gather(runner, return_exceptions=True)
+        self._fail_all(StoreUnavailable("connection", "the connection was closed"))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _run(self) -> None:
+        """Open a connection and serve it until it is lost; start over as long as something waits."""
+        while True:
+            connection = self._connect()
+            try:
+                await self._open(connection)
+            except StoreError as error:
+                await _close(connection)
+                self._fail_all(error)
+                return
+            except BaseException:
+                await _close(connection)
+                raise
+            self.connections += 1
+            sent: deque[_Request] = deque()
+            self._sent = sent
+            try:
+                lost = await self._serve(connection, sent)
+            finally:
+                self.connections -= 1
+                await _close(connection)
+            self._requeue(sent, lost)
+            if not self._waiting:
+                return
+
+    async def _open(self, connection: AbstractConnection) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                for command in self._epoch_reader.commands:
+                    await connection.send_command(*command, check_health=False)
+                self._epoch = self._epoch_reader.of([await _answer(connection) for _ in self._epoch_reader.commands])
+                self._epoch_read_at = asyncio.get_running_loop().time()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise classify(error) from error
+
+    async def _serve(self, connection: AbstractConnection, sent: deque[_Request]) -> StoreError:
+        """Write and read until either ends; returns why it ended."""
+        writer = asyncio.create_task(self._write(connection, sent), name="nexcache-lane-writer")
+        reader = asyncio.create_task(self._read(connection, sent), name="nexcache-lane-reader")
+        try:
+            done, _ = await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
+            errors = [error for task in done if (error := task.exception()) is not None]
+            return classify(errors[0])
+        finally:
+            for task in (writer, reader):
+                task.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+
+    async def _write(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._waiting:
+                self._wake = loop.create_future()
+                await self._wake
+                continue
+            now = loop.time()
+            batch: list[Command] = []
+            if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
+                self._epoch_read_at = now
+                sent.append(_Request(self._epoch_reader.commands, None, math.inf, None, repeatable=False))
+                batch += self._epoch_reader.commands
+            while self._waiting:
+                request = self._waiting.popleft()
+                if request.future is None or request.future.done():
+                    continue
+                if request.on_sent is not None:
+                    request.on_sent()
+                request.sent_at = now
+                sent.append(request)
+                batch += request.commands
+            self.commands += len(batch)
+            if batch:
+                await connection.send_packed_command(connection.pack_commands(batch), check_health=False)
+
+    async def _read(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
+        while True:
+            reply = await _answer(connection)
+            if not sent:
+                raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
+            request = sent[0]
+            request.replies.append(reply)
+            if len(request.replies) < len(request.commands):
+                continue
+            sent.popleft()
+            if request.future is None:
+                self._epoch = self._epoch_reader.of(request.replies)
+            elif not request.future.done():
+                request.future.set_result((request.replies, self._epoch))
+            if any(isinstance(each, ReadOnlyError | BusyLoadingError) for each in request.replies):
+                # this server became a replica, or is not ready: ask for the right one on a new connection
+                raise StoreUnavailable("busy", "the server is not the primary, or is loading its data")
+
+    def _requeue(self, sent: deque[_Request], error: StoreError) -> None:
+        """After a lost connection: what may be repeated waits again, once; the rest fails."""
+        for request in reversed(sent):
+            if request.repeatable and isinstance(error, StoreUnavailable) and error.kind == "connection":
+                request.repeatable = False
+                request.replies = []
+                self._waiting.appendleft(request)
+            else:
+                request.fail(error)
+        sent.clear()
+
+    def _fail_all(self, error: StoreError) -> None:
+        for queue in (self._waiting, self._sent):
+            while queue:
+                queue.popleft().fail(error)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """Keep one timer for all that waits: deadlines come in about the order of the requests."""
+        if self._timer is None or self._timer.when() > deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        error = StoreUnavailable("timeout", "the store did not answer in time")
+        next_deadline = math.inf
+        for request in (*self._sent, *self._waiting):
+            if request.future is None or request.future.done():
+                continue
+            if request.deadline <= now:
+                request.fail(error)
+            else:
+                next_deadline = min(next_deadline, request.deadline)
+        if self._sent and now - self._sent[0].sent_at >= self._timeout * 0.99 and self._runner is not None:
+            # silent for as long as any answer may take: the socket is of no more use, nor is what waits for it
+            self._fail_all(error)
+            self._runner.cancel()
+            self._runner = None
+        elif next_deadline < math.inf:
+            self._watch(loop, next_deadline)
+
+
+async def _answer(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+    except (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError) as error:
+        return error
+
+
+async def _close(connection: AbstractConnection) -> None:
+    try:
+        await connection.disconnect()
+    except (RedisError, OSError, TimeoutError):
+        pass

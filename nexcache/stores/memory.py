@@ -1,0 +1,248 @@
+"""This process's memory as a store: bounded by bytes and by entries, with expiry; the least recently used goes first."""
+
+import heapq
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from nexcache.stores.base import Capture, Reading, StoreHealth, new_token
+from nexcache.telemetry.names import Tier
+
+Value = TypeVar("Value")
+_OVERHEAD = 200
+"""Bytes that one item costs beside its key and its value: table slots, the item, the heap's node."""
+
+
+class Item(NamedTuple, Generic[Value]):
+    """A value with the instant at which it is gone and what it counts against the bound."""
+
+    value: Value
+    expires_at: float
+    size: int
+
+
+class Bounded(Generic[Value]):
+    """A mapping that never holds more than its bounds. Not a store: no tasks, no awaiting, one thread.
+
+    `max_bytes` and `max_entries` hold after every call. `left` is told how many items left for want of room
+    (`capacity`) or because their time was over (`expired`), and which.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        max_entries: int,
+        clock: Callable[[], float] = time.monotonic,
+        left: Callable[[str, Value], None] | None = None,
+    ) -> None:
+        self._items: OrderedDict[bytes, Item[Value]] = OrderedDict()
+        self._expiries: list[tuple[float, bytes]] = []
+        self._max_bytes = max_bytes
+        self._max_entries = max_entries
+        self._clock = clock
+        self._left = left
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        """How many items are held, expired ones that nobody asked for included."""
+        return len(self._items)
+
+    def get(self, key: bytes) -> Value | None:
+        """Return a value that has not expired, and note that it was used."""
+        item = self._items.get(key)
+        if item is None:
+            return None
+        if item.expires_at <= self._clock():
+            self._remove(key, "expired")
+            return None
+        self._items.move_to_end(key)
+        return item.value
+
+    def peek(self, key: bytes) -> Value | None:
+        """Return a value that has not expired, without noting anything."""
+        item = self._items.get(key)
+        return item.value if item is not None and item.expires_at > self._clock() else None
+
+    def touch(self, key: bytes) -> None:
+        """Note that a value that is held was used."""
+        self._items.move_to_end(key)
+
+    def put(self, key: bytes, value: Value, *, size: int, lifetime: float) -> bool:
+        """Keep a value for `lifetime` seconds; False if it alone is over the bound, and nothing is kept."""
+        size += len(key) + _OVERHEAD
+        self.pop(key)
+        if size > self._max_bytes or self._max_entries < 1:
+            return False
+        now = self._clock()
+        self._items[key] = Item(value, now + lifetime, size)
+        self.bytes += size
+        heapq.heappush(self._expiries, (now + lifetime, key))
+        if len(self._expiries) > 2 * len(self._items) + 64:
+            self._expiries = [(item.expires_at, name) for name, item in self._items.items()]
+            heapq.heapify(self._expiries)
+        self._expire(now)
+        while self.bytes > self._max_bytes or len(self._items) > self._max_entries:
+            self._remove(next(iter(self._items)), "capacity")
+        return True
+
+    def pop(self, key: bytes) -> Value | None:
+        """Remove an item on purpose."""
+        item = self._items.pop(key, None)
+        if item is None:
+            return None
+        self.bytes -= item.size
+        return item.value
+
+    def remaining(self, key: bytes) -> float:
+        """Return the seconds for which an item will still be held; 0 where there is none."""
+        item = self._items.get(key)
+        return max(0.0, item.expires_at - self._clock()) if item is not None else 0.0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._items.clear()
+        self._expiries.clear()
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Give the keys, least recently used first."""
+        return iter(tuple(self._items))
+
+    def _expire(self, now: float) -> None:
+        while self._expiries and self._expiries[0][0] <= now:
+            expires_at, key = heapq.heappop(self._expiries)
+            item = self._items.get(key)
+            if item is not None and item.expires_at == expires_at:
+                self._remove(key, "expired")
+
+    def _remove(self, key: bytes, reason: str) -> None:
+        item = self._items.pop(key)
+        self.bytes -= item.size
+        if self._left is not None:
+            self._left(reason, item.value)
+
+
+class MemoryStore:
+    """The Store protocol in this process. Nothing survives it, and no other process sees it."""
+
+    tier = Tier.MEMORY
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_entries: int = 200_000,
+        max_registries: int = 20_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._values: Bounded[bytes] = Bounded(max_bytes=max_bytes, max_entries=max_entries, clock=clock)
+        self._registries: OrderedDict[bytes, set[bytes]] = OrderedDict()
+        self._complete: set[bytes] = set()
+        self._max_registries = max_registries
+        self._commands = 0
+        self.peek = self._values.peek
+
+    async def read(
+        self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+    ) -> Reading:
+        """Read several keys at one moment."""
+        del deadline
+        self._commands += 1
+        if on_sent is not None:
+            on_sent()
+        return Reading([self._values.get(key) for key in keys], b"")
+
+    async def capture(
+        self,
+        keys: Sequence[bytes],
+        *,
+        registry: bytes,
+        operation: bytes,
+        ttl_ms: int,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> Capture:
+        """Register an operation, create missing tokens and read all of them."""
+        del deadline
+        if on_sent is not None:
+            on_sent()
+        return self.capture_now(keys, registry=registry, operation=operation, ttl_ms=ttl_ms)
+
+    def capture_now(self, keys: Sequence[bytes], *, registry: bytes, operation: bytes, ttl_ms: int) -> Capture:
+        """Do what `capture` does, for callers in this process that need not wait."""
+        self._commands += 1
+        self._registry(registry).add(operation)
+        tokens: list[bytes | None] = []
+        for key in keys:
+            token = self._values.get(key) or new_token()
+            self._values.put(key, token, size=len(token), lifetime=max(ttl_ms / 1000, self._values.remaining(key)))
+            tokens.append(token)
+        return Capture(tokens, b"", complete=registry in self._complete, registered=True)
+
+    async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
+        """Keep a value for `ttl_ms` milliseconds, unless it alone is over the bound."""
+        del deadline
+        self._commands += 1
+        self._values.put(key, value, size=len(value), lifetime=ttl_ms / 1000)
+
+    async def unlink(self, keys: Sequence[bytes], *, deadline: float | None = None) -> int:
+        """Remove keys; returns how many existed."""
+        del deadline
+        return self.unlink_now(keys)
+
+    def unlink_now(self, keys: Sequence[bytes]) -> int:
+        """Do what `unlink` does, for callers in this process that need not wait."""
+        self._commands += 1
+        return sum(self._values.pop(key) is not None for key in keys)
+
+    async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
+        """Read a registry; None where it may be incomplete."""
+        del deadline
+        self._commands += 1
+        return frozenset(self._registry(registry)) if registry in self._complete else None
+
+    async def restore_sentinel(
+        self, registry: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None
+    ) -> None:
+        """Remove the tenant's token, then mark the registry as complete from here on."""
+        del ttl_ms, deadline
+        self.restore_sentinel_now(registry, token)
+
+    def restore_sentinel_now(self, registry: bytes, token: bytes) -> None:
+        """Do what `restore_sentinel` does, for callers in this process that need not wait."""
+        self._commands += 1
+        self._values.pop(token)
+        self._registry(registry)
+        self._complete.add(registry)
+
+    async def health(self) -> StoreHealth:
+        """Say how much is held."""
+        return StoreHealth(
+            mode="memory",
+            available=True,
+            response_time_ms=0.0,
+            connections=0,
+            commands=self._commands,
+            detail=f"{len(self._values)} values, {self._values.bytes} bytes",
+        )
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+        self._registries.clear()
+        self._complete.clear()
+
+    async def aclose(self) -> None:
+        """Do nothing: memory needs no giving back."""
+
+    def _registry(self, registry: bytes) -> set[bytes]:
+        found = self._registries.get(registry)
+        if found is None:
+            found = self._registries[registry] = set()
+            if len(self._registries) > self._max_registries:
+                oldest, _ = self._registries.popitem(last=False)
+                self._complete.discard(oldest)
+        self._registries.move_to_end(registry)
+        return found

@@ -1,0 +1,320 @@
+"""Redis or Valkey as a store: every call has a deadline, and a breaker keeps requests from a server that is away.
+
+The client's own defaults wait for a minute on a silent server; none of them applies here.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.maint_notifications import MaintNotificationsConfig
+
+from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
+from nexcache.stores.base import SENTINEL, Capture, Reading, StoreHealth, new_token
+from nexcache.stores.breaker import Breaker, Circuit
+from nexcache.stores.faults import classify
+from nexcache.stores.lane import Command, Epoch, Lane
+from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
+from nexcache.telemetry.names import Tier
+
+_HALF_LEASE: Final = 0.125
+"""Seconds after which the server's history is read again."""
+_PROBE: Final = 0.5
+"""Seconds between two attempts to reach a server that is away."""
+
+
+class InfoEpoch:
+    """Tells a server's history by its run id and its replication id: a restart or a failover is a new epoch."""
+
+    commands: Sequence[Command] = (("INFO", "server"), ("INFO", "replication"))
+
+    def of(self, replies: Sequence[Any]) -> bytes:
+        """Return the digest of both ids; raises StoreRefused where INFO is not to be had."""
+        found: dict[bytes, bytes] = {}
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                refused = classify(reply)
+                if isinstance(refused, StoreUnavailable):
+                    raise refused
+                raise StoreRefused(
+                    "refused",
+                    "the server does not permit INFO, which tells a restart or a failover: allow it, or set "
+                    "CACHE_FAILOVER=trust and accept that an invalidation may be lost in a failover",
+                )
+            for line in bytes(reply).splitlines():
+                name, _, value = line.partition(b":")
+                found[name] = value
+        try:
+            ids = found[b"run_id"] + b"/" + found[b"master_replid"]
+        except KeyError:
+            raise StoreRefused("refused", "INFO tells no run_id or master_replid: set CACHE_FAILOVER=trust") from None
+        return blake2b(ids, digest_size=8, person=b"nexcache-epoch").digest()
+
+
+class TrustedEpoch:
+    """Takes every answer for one history (`CACHE_FAILOVER=trust`): a failover may revive what was invalidated."""
+
+    commands: Sequence[Command] = ()
+
+    def of(self, replies: Sequence[Any]) -> bytes:
+        """Return the only epoch."""
+        del replies
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the server is. Shown without its password."""
+
+    host: str = "localhost"
+    port: int = 6379
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ca_certs: str | None = None
+    unix_socket: str | None = None
+
+    def __str__(self) -> str:
+        """Name the server for people: no credentials."""
+        if self.unix_socket:
+            return f"unix://{self.unix_socket}?db={self.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+    def connection(self, timeout: float) -> AbstractConnection:
+        """Make a connection, not yet opened, that tries once and leaves all waiting to its lane."""
+        options: dict[str, Any] = {
+            "db": self.db,
+            "username": self.username,
+            "password": self.password,
+            "socket_timeout": None,  # the lane bounds every wait; a timer per call would cost more than the call
+            "socket_connect_timeout": timeout,
+            "retry": None,
+            "protocol": 2,
+            "client_name": f"nexcache-{os.getpid()}",
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        }
+        if self.unix_socket:
+            return UnixDomainSocketConnection(path=self.unix_socket, **options)
+        options |= {"host": self.host, "port": self.port}
+        if self.tls:
+            return SSLConnection(ssl_ca_certs=self.ca_certs, **options)
+        return Connection(**options)
+
+
+class RedisStore:
+    """The Store protocol over two connections: one for what requests wait for, one for what they do not.
+
+    `timeout` in seconds bounds any answer that a request waits for. After `failures` failures in a row the
+    breaker opens: calls fail at once, and one probe at a time looks whether the server is back.
+    """
+
+    tier = Tier.REDIS
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        emitter: Emitter,
+        timeout: float = 0.05,
+        failures: int = 5,
+        epoch: Epoch | None = None,
+        connect: Callable[[], AbstractConnection] | None = None,
+    ) -> None:
+        self._target = target
+        self._emitter = emitter
+        self._timeout = timeout
+        self._breaker = Breaker(failures=failures)
+        self._epoch = epoch if epoch is not None else InfoEpoch()
+        self._connect = connect if connect is not None else lambda: target.connection(timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prober: asyncio.Task[None] | None = None
+        self._commands_before = 0
+        self._refused: str | None = None
+        self.on_recovery: Callable[[], None] | None = None
+        self._lanes = self._new_lanes()
+
+    @property
+    def target(self) -> Target:
+        """Where the server is."""
+        return self._target
+
+    @property
+    def available(self) -> bool:
+        """Whether calls are let through to the server."""
+        return self._breaker.circuit is Circuit.CLOSED
+
+    async def read(
+        self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+    ) -> Reading:
+        """Read several keys with one MGET."""
+        (values,), epoch = await self._call("get", (("MGET", *keys),), deadline=deadline, on_sent=on_sent)
+        return Reading(values, epoch)
+
+    async def capture(
+        self,
+        keys: Sequence[bytes],
+        *,
+        registry: bytes,
+        operation: bytes,
+        ttl_ms: int,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> Capture:
+        """Register an operation, create missing tokens, read all of them, and read the registry back.
+
+        The registry is read last: had it been lost and rebuilt by others in between, the operation's absence
+        shows that a glob would not have found it.
+        """
+        commands: list[Command] = [("SADD", registry, operation), ("PEXPIRE", registry, ttl_ms)]
+        commands += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
+        commands += [("PEXPIRE", key, ttl_ms) for key in keys]
+        commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
+        replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=on_sent)
+        complete, registered = replies[-1]
+        return Capture(replies[-2], epoch, complete=bool(complete), registered=bool(registered))
+
+    async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
+        """Keep a value with SET PX."""
+        await self._call("set", (("SET", key, value, "PX", ttl_ms),), deadline=deadline, waited_for=False)
+
+    async def unlink(self, keys: Sequence[bytes], *, deadline: float | None = None) -> int:
+        """Remove keys with UNLINK, which a server without memory still carries out."""
+        (removed,), _ = await self._call("invalidate", (("UNLINK", *keys),), deadline=deadline)
+        return int(removed)
+
+    async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
+        """Read a registry with SMEMBERS; None where its sentinel is missing."""
+        (members,), _ = await self._call("invalidate", (("SMEMBERS", registry),), deadline=deadline)
+        found = frozenset(members)
+        return found - {SENTINEL} if SENTINEL in found else None
+
+    async def restore_sentinel(
+        self, registry: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None
+    ) -> None:
+        """Remove the tenant's token, then write the sentinel: one connection carries them out in this order."""
+        commands: Sequence[Command] = (
+            ("UNLINK", token),
+            ("SADD", registry, SENTINEL),
+            ("PEXPIRE", registry, ttl_ms),
+        )
+        await self._call("capture", commands, deadline=deadline)
+
+    async def health(self) -> StoreHealth:
+        """Ask the server for a PING, past the breaker."""
+        started = time.perf_counter()
+        detail = ""
+        try:
+            self._on_this_loop()
+            replies, _ = await self._lanes[1].execute((("PING",),))
+            if isinstance(replies[0], Exception):
+                raise classify(replies[0])
+            available = self.available
+            detail = "" if available else "recovering"
+        except StoreError as error:
+            available, detail = False, str(error)
+        return StoreHealth(
+            mode="redis",
+            available=available,
+            response_time_ms=(time.perf_counter() - started) * 1000,
+            connections=sum(lane.connections for lane in self._lanes),
+            commands=self.commands,
+            detail=detail,
+        )
+
+    @property
+    def commands(self) -> int:
+        """Commands sent since start."""
+        return self._commands_before + sum(lane.commands for lane in self._lanes)
+
+    async def aclose(self) -> None:
+        """Close both connections and stop probing; the next call starts again."""
+        if self._loop is not asyncio.get_running_loop():
+            return
+        prober, self._prober = self._prober, None
+        if prober is not None:
+            prober.cancel()
+            await asyncio.gather(prober, return_exceptions=True)
+        for lane in self._lanes:
+            await lane.aclose()
+        self._loop = None
+
+    async def _call(
+        self,
+        operation: str,
+        commands: Sequence[Command],
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None = None,
+        waited_for: bool = True,
+    ) -> tuple[list[Any], bytes]:
+        self._on_this_loop()
+        if self._breaker.circuit is Circuit.OPEN:
+            raise StoreUnavailable("breaker", "the store is away; it is being looked for")
+        lane = self._lanes[0 if waited_for else 1]
+        try:
+            replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise classify(reply)
+        except StoreUnavailable as error:
+            self._emitter.emit(BackendFailed(operation, error.kind))
+            if error.kind != "busy" and self._breaker.failed():
+                self._went_away(error.kind)
+            raise
+        except StoreRefused as error:
+            self._emitter.emit(BackendFailed(operation, error.kind))
+            self._note_refusal(error.kind)
+            raise
+        self._breaker.succeeded()
+        if operation != "get":
+            self._note_refusal(None)
+        return replies, epoch
+
+    def _note_refusal(self, kind: str | None) -> None:
+        """Report a server that is there but refuses once per change, not once per request."""
+        if kind != self._refused:
+            self._refused = kind
+            self._emitter.emit(BackendChanged("redis", kind is None, kind or "answers"))
+
+    def _went_away(self, kind: str) -> None:
+        self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
+        if self._prober is None or self._prober.done():
+            self._prober = asyncio.get_running_loop().create_task(self._probe(), name="nexcache-probe")
+
+    async def _probe(self) -> None:
+        """Look for the server until it answers; requests meanwhile pay nothing."""
+        while self._breaker.circuit is Circuit.OPEN:
+            await asyncio.sleep(_PROBE)
+            try:
+                replies, _ = await self._lanes[0].execute((("PING",),))
+            except StoreError:
+                continue
+            if not isinstance(replies[0], Exception):
+                self._breaker.succeeded()
+                if self.on_recovery is not None:
+                    self.on_recovery()
+                self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
+
+    def _on_this_loop(self) -> None:
+        """Leave sockets of another event loop, or of the process that this one was forked from, alone."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._commands_before = self.commands
+            self._lanes = self._new_lanes()
+            self._prober = None
+            if self._breaker.circuit is Circuit.OPEN:
+                self._breaker.succeeded()
+            self._loop = loop
+
+    def _new_lanes(self) -> tuple[Lane, Lane]:
+        return (
+            Lane(self._connect, timeout=self._timeout, epoch=self._epoch, renewal=_HALF_LEASE),
+            Lane(self._connect, timeout=max(self._timeout * 10, 0.5), epoch=TrustedEpoch(), renewal=_HALF_LEASE),
+        )

@@ -1,0 +1,226 @@
+"""What happened, as frozen values. The core emits them; `telemetry.otel` and `telemetry.log` say them.
+
+An event is one thing that an operator could want to know; its class, its log line and its span or metric
+use the same words. Events hold no keys, no queries and no header values.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request of a path with a policy was answered."""
+
+    operation: str
+    tenant: str | None
+    result: Result
+    tier: Tier | None = None
+    reason: Bypass | None = None
+    key_hash: str | None = None
+    age: float | None = None
+    """Seconds since the entry was stored; hits only."""
+    ttl: float | None = None
+    """Seconds for which the entry will still be served; hits only."""
+    size: int | None = None
+    """Bytes of the stored body; hits only."""
+    coalesced: bool = False
+    """The answer was computed for another request that was waiting for the same."""
+    duration: float = 0.0
+    """Seconds from the arrival of the request: until it was looked up (hit) or answered (otherwise)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """The store was asked for an entry (not emitted for entries found in this process's memory)."""
+
+    operation: str
+    result: Result
+    tier: Tier
+    duration: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The app computed an answer for the cache."""
+
+    operation: str
+    tenant: str
+    duration: float
+    """Seconds from calling the app to the last byte of its answer."""
+    coalesced: int
+    """How many further requests waited for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An answer was kept."""
+
+    operation: str
+    tenant: str
+    tier: Tier
+    size: int
+    """Bytes of the body."""
+    ttl: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotStored:
+    """An answer was not kept, and why."""
+
+    operation: str
+    tenant: str | None
+    reason: NotStoredReason
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """Entries of a tenant were invalidated."""
+
+    tenant: str
+    trigger: Trigger
+    scope: str
+    """`tenant`, `operation`, `pattern` or `tag`: the widest target."""
+    operations: tuple[str, ...]
+    tags: tuple[str, ...]
+    acknowledged: bool
+    """False: the store was away; it holds in this process and is queued for the others."""
+    duration: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """An entry left this process's memory before its time (`capacity`) or at its time (`expired`)."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFailed:
+    """A call of the store failed; the request was answered without it."""
+
+    operation: str
+    """`get`, `set`, `capture`, `invalidate`."""
+    kind: str
+    """One word of the error's closed list (`nexcache.errors`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChanged:
+    """The store became available or unavailable; one event per change."""
+
+    backend: str
+    available: bool
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The cache was started: which store it uses, in words for the start-up line."""
+
+    backend: str
+    """`redis` or `memory`."""
+    description: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A batch of spans arrived."""
+
+    tenant: str | None
+    accepted: int
+    rejected: int
+    ignored: int
+    """Spans of NexCache's own scope."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookFailed:
+    """A callable of the application (tenant, principal, tags, sink) raised; the request went on without it."""
+
+    hook: str
+    error: str
+    """The exception's class name; its text may hold secrets."""
+
+
+Event: TypeAlias = (
+    Answered
+    | LookedUp
+    | Filled
+    | Stored
+    | NotStored
+    | Invalidated
+    | Evicted
+    | BackendFailed
+    | BackendChanged
+    | Started
+    | Ingested
+    | HookFailed
+)
+Listener: TypeAlias = Callable[[Event], None]
+
+
+class RequestSpan(Protocol):
+    """The open span of one cacheable request."""
+
+    def fill(self, operation: str) -> AbstractContextManager[None]:
+        """Make a child span current while the app computes, so that its own spans nest in it."""
+
+    def put(self, operation: str) -> AbstractContextManager[None]:
+        """Cover the storing of the answer."""
+
+    def end(self, answered: Answered) -> None:
+        """Give the span its final name and attributes, and end it. Later calls do nothing."""
+
+
+class Tracing(Protocol):
+    """Opens spans; the core knows no more of tracing than this."""
+
+    def get(self, operation: str) -> RequestSpan | None:
+        """Start `cache.get {operation}`, or return None at no cost where nobody would record it."""
+
+    def invalidate(self) -> AbstractContextManager[Callable[[Invalidated], None]]:
+        """Cover an invalidation; the yielded callable gives the span its attributes."""
+
+
+class Emitter:
+    """Passes events to those who listen. A listener that raises is counted and changes nothing."""
+
+    __slots__ = ("_listeners", "failures", "tracing")
+
+    def __init__(self) -> None:
+        self._listeners: dict[type[Event], tuple[Listener, ...]] = {}
+        self.failures = 0
+        self.tracing: Tracing | None = None
+
+    def subscribe(self, listener: Listener, *types: type[Event]) -> None:
+        """Call `listener` with every event of these classes from now on."""
+        for kind in types:
+            self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Stop calling `listener`."""
+        for kind, listeners in self._listeners.items():
+            # By equality: two mentions of a bound method are equal, never identical.
+            self._listeners[kind] = tuple(each for each in listeners if each != listener)
+
+    def hears(self, kind: type[Event]) -> bool:
+        """Whether anyone listens to events of this class: the hot path builds no event that nobody hears."""
+        return bool(self._listeners.get(kind))
+
+    def emit(self, event: Event) -> None:
+        """Tell the listeners."""
+        for listener in self._listeners.get(type(event), ()):
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - telemetry must never break what it observes
+                self.failures += 1

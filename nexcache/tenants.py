@@ -1,0 +1,206 @@
+"""Which tenant a request belongs to. A resolver takes the ASGI scope and returns an id, or None: a bypass.
+
+A tenant's id decides whose data is answered, so it must come from something that the caller cannot choose:
+an authenticated identity first, a header only if a trusted proxy sets it.
+"""
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, TypeAlias
+
+from nexcache.asgi import Scope
+from nexcache.errors import ConfigurationError
+
+Resolver: TypeAlias = Callable[[Scope], str | None | Awaitable[str | None]]
+
+LONGEST_ID: Final = 150
+"""Bytes of UTF-8, as Loki, Mimir and Tempo have it."""
+
+_KEY: Final = re.compile(r"(?P<tenant>[^=]+)=sha256:(?P<digest>[0-9a-fA-F]{64})")
+
+
+def is_valid_id(tenant: object) -> bool:
+    """Whether this can name a tenant: text, not empty, at most 150 bytes, no control characters."""
+    if not isinstance(tenant, str) or not tenant or not tenant.isprintable():
+        return False
+    return len(tenant) <= LONGEST_ID and (tenant.isascii() or len(tenant.encode()) <= LONGEST_ID)
+
+
+def only(scope: Scope, name: bytes) -> str | None:
+    """Return the value of a request header field that is there exactly once and is UTF-8, else None."""
+    found = [value for field, value in scope["headers"] if field == name]
+    if len(found) != 1:
+        return None
+    try:
+        return bytes(found[0]).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
+    """Take the tenant from a header field that appears exactly once.
+
+    `trusted` says why the caller cannot forge it: `True` if something upstream sets or checks the field on every
+    request, otherwise the networks (such as `"10.0.0.0/8"`) of the proxies that do; a request from elsewhere has
+    no tenant.
+    """
+    field = name.lower().encode()
+    if trusted is False:
+        raise ConfigurationError(
+            f"tenants.header({name!a}): a header that anyone may set cannot name a tenant; pass trusted=True if a proxy "
+            "sets or checks it, or the proxies' networks"
+        )
+    if trusted is True:
+        return lambda scope: only(scope, field)
+    try:
+        networks = [ip_network(network) for network in ([trusted] if isinstance(trusted, str) else trusted)]
+    except ValueError as error:
+        raise ConfigurationError(f"tenants.header({name!a}): {error}") from error
+
+    def resolve(scope: Scope) -> str | None:
+        client = scope.get("client")
+        try:
+            address = ip_address(client[0]) if client else None
+        except ValueError:
+            return None
+        if address is None or not any(address in network for network in networks):
+            return None
+        return only(scope, field)
+
+    return resolve
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One API key of a tenant, known by its SHA-256 only."""
+
+    tenant: str
+    digest: str
+
+    @classmethod
+    def parse(cls, text: str) -> "ApiKey":
+        """Read `tenant=sha256:<64 hex digits>`; raises ConfigurationError, without repeating the text."""
+        match = _KEY.fullmatch(text.strip())
+        if match is None:
+            raise ConfigurationError(
+                "an API key is written tenant=sha256:<64 hex digits>; `nexcache key TENANT` makes one"
+            )
+        if not is_valid_id(match["tenant"]):
+            raise ConfigurationError("an API key's tenant must be 1 to 150 bytes without control characters")
+        return cls(match["tenant"], match["digest"].lower())
+
+    @classmethod
+    def of(cls, tenant: str, secret: str) -> "ApiKey":
+        """Hash a key. Keys are long random strings, which is what makes a plain digest safe."""
+        return cls(tenant, sha256(secret.encode()).hexdigest())
+
+    def __str__(self) -> str:
+        """Write it the way the setting `CACHE_API_KEYS` holds it."""
+        return f"{self.tenant}=sha256:{self.digest}"
+
+
+class ApiKeys:
+    """Resolves a tenant from an API key in a request header; unknown, missing or repeated keys give None."""
+
+    def __init__(self, field: str, keys: Iterable[ApiKey]) -> None:
+        self._field = field.lower().encode()
+        self._tenants = {bytes.fromhex(key.digest): key.tenant for key in keys}
+
+    def __call__(self, scope: Scope) -> str | None:
+        """Return the tenant whose key the request carries."""
+        found = None
+        for name, value in scope["headers"]:
+            if name == self._field:
+                if found is not None:
+                    return None
+                found = value
+        if found is None:
+            return None
+        # comparing digests of secrets tells a guesser nothing of the secrets themselves
+        return self._tenants.get(sha256(found).digest())
+
+
+def api_key(header: str = "X-API-Key", *, keys: Iterable[ApiKey] | Mapping[str, str]) -> ApiKeys:  # noqa: A002, F811
+    """Take the tenant from an API key; `keys` are hashed keys, or a mapping of tenants to secrets."""
+    if isinstance(keys, Mapping):
+        keys = [ApiKey.of(tenant, secret) for tenant, secret in keys.items()]
+    return ApiKeys(header, keys)
+
+
+def path(param: str) -> Resolver:
+    """Take the tenant from a path parameter of the policy's template, or of the route that leads here.
+
+    Anybody can write any path: use it only with a `principal` that comes from authentication, or behind a
+    check that the caller belongs to the tenant.
+    """
+
+    def resolve(scope: Scope) -> str | None:
+        for source in ("nexcache.parameters", "path_params"):
+            found = scope.get(source, {}).get(param)
+            if isinstance(found, str):
+                return found
+        return None
+
+    return resolve
+
+
+def host(pattern: str) -> Resolver:
+    """Take the tenant from the Host field, by a pattern such as `"{tenant}.example.com"` (the port is ignored)."""
+    before, found, after = pattern.partition("{tenant}")
+    if not found or "{" in before + after:
+        raise ConfigurationError(f'tenants.host takes a pattern such as "{{tenant}}.example.com", not {pattern!a}')
+    template = re.compile(
+        re.escape(before) + r"(?P<tenant>[a-z0-9_-]+)" + re.escape(after) + r"(?::\d+)?", re.IGNORECASE
+    )
+
+    def resolve(scope: Scope) -> str | None:
+        match = template.fullmatch(only(scope, b"host") or "")
+        return match["tenant"].lower() if match else None
+
+    return resolve
+
+
+def scope(path: str) -> Resolver:  # noqa: F811
+    """Take the tenant from what authentication put into the scope: `"user.tenant_id"`, `"auth.claims.org"`.
+
+    Each step is a key of a mapping or an attribute; where one is missing there is no tenant.
+    """
+    steps = path.split(".")
+
+    def resolve(scope: Scope) -> str | None:
+        found: Any = scope
+        for step in steps:
+            found = found.get(step) if isinstance(found, Mapping) else getattr(found, step, None)
+            if found is None:
+                return None
+        return found if isinstance(found, str) else None
+
+    return resolve
+
+
+def first_of(*resolvers: Resolver) -> Resolver:
+    """Ask several resolvers in turn; the first id counts. Authenticated sources come first."""
+    if not resolvers:
+        raise ConfigurationError("tenants.first_of needs at least one resolver")
+
+    async def resolve(scope: Scope) -> str | None:
+        for resolver in resolvers:
+            found = resolver(scope)
+            if inspect.isawaitable(found):
+                found = await found
+            if found is not None:
+                return found
+        return None
+
+    return resolve
+
+
+def fixed(tenant: str) -> Resolver:
+    """Use one tenant for every request: for programs that have only one."""
+    if not is_valid_id(tenant):
+        raise ConfigurationError(f"tenants.fixed: not a tenant's id: {tenant!a}")
+    return lambda scope: tenant
