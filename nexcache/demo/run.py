@@ -122,7 +122,10 @@ class _Demo:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupted.set)
         settings = Settings(
-            redis_url=valkey.url if valkey else None,
+            enabled=True,
+            redis_url=valkey.url if valkey else "",
+            redis_host=None,
+            signing_keys={"demo": secrets.token_hex()},
             api_keys=tuple(tenants.ApiKey.of(tenant, key) for tenant, key in self._board.keys.items()),
         )
         async with NexCache(settings) as cache:
