@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nexcache import principals, tenants
+    from nexcache.admin.app import AdminApp
     from nexcache.cache import NexCache
     from nexcache.errors import ConfigurationError, InvalidName, NexCacheError, StoreRefused, StoreUnavailable
     from nexcache.ingest.hook import IngestHook
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from nexcache.telemetry.configure import configure_telemetry
 
 _HOME = {
+    "AdminApp": "nexcache.admin.app",
     "CacheMiddleware": "nexcache.middleware",
     "ConfigurationError": "nexcache.errors",
     "IngestHook": "nexcache.ingest.hook",
@@ -45,6 +47,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdminApp",
     "CacheMiddleware",
     "ConfigurationError",
     "IngestHook",

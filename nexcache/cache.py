@@ -1,16 +1,21 @@
 """NexCache: the thin face of a cache. Every call goes on to the part that does it."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
+from nexcache.ledger import Statistics
 from nexcache.policy import Policy, seconds
+from nexcache.refresh import Recent, Target, Warmed, Warms
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
 from nexcache.stores.redis import RedisStore
@@ -19,6 +24,7 @@ from nexcache.telemetry.events import Emitter
 from nexcache.telemetry.names import Trigger
 from nexcache.wiring import build
 
+_WARMED_AT_ONCE: Final = 4
 _GRACE: Final = 5.0
 _BUDGET_FACTOR: Final = 1.2
 
@@ -37,6 +43,7 @@ class NexCache:
         self.enabled = self.settings.enabled
         self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
         self._disabled: set[str] = set()
+        self._apps: WeakSet[Warms] = WeakSet()
 
     @classmethod
     def from_env(cls, **overrides: Any) -> "NexCache":
@@ -70,6 +77,15 @@ class NexCache:
         """Where events can be listened to."""
         return self._parts.emitter
 
+    @property
+    def recent(self) -> Recent:
+        """The requests that can be warmed."""
+        return self._parts.recent
+
+    def register(self, app: Warms) -> None:
+        """Make an app's operations known, and able to be warmed; held weakly."""
+        self._apps.add(app)
+
     def ttl_of(self, policy: Policy) -> float:
         """Return for how many seconds a policy's responses are kept: CACHE_TTL_<OP>, the policy's own, the default."""
         ttl = self.settings.ttl_of(policy.op)
@@ -86,11 +102,13 @@ class NexCache:
         if not self._told:
             self._told = True
             self.emitter.emit(self._parts.started)
+        self._parts.ledger.start()
 
     async def aclose(self) -> None:
         """Let computations finish, deliver what is queued, and close the sockets."""
         await self._parts.flights.aclose(_GRACE)
         await self._parts.invalidations.aclose()
+        await self._parts.ledger.aclose()
         await self._parts.store.aclose()
 
     async def __aenter__(self) -> Self:
@@ -140,6 +158,35 @@ class NexCache:
     def is_disabled(self, operation: str) -> bool:
         """Whether an operation was switched off by `disable`."""
         return operation in self._disabled
+
+    async def stats(self, tenant: str) -> Statistics:
+        """Return a tenant's statistics: of all processes, or of this one where there is no store or it is away."""
+        return await self._parts.ledger.of(tenant)
+
+    async def operations(self, tenant: str) -> frozenset[str]:
+        """Return the operations that are known: those with a policy, and those that the tenant has entries of."""
+        return frozenset().union(
+            *(app.operations for app in self._apps), await self._parts.invalidations.operations(tenant)
+        )
+
+    async def warm(self, tenant: str, operation: str, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> Warmed:
+        """Compute an operation's recent requests again, with the permissions that these header fields give.
+
+        The requests are those that this process has seen; the app is called in process, a few at a time, and
+        decides as for any request of the sender. Nothing that is requested elsewhere or from outside.
+        """
+        started = time.perf_counter()
+        targets = self._parts.recent.of(tenant, operation)
+        apps = [app for app in self._apps if operation in app.operations]
+        gate = asyncio.Semaphore(_WARMED_AT_ONCE)
+
+        async def refresh(target: Target) -> bool:
+            async with gate:
+                return any([await app.refresh(tenant, target, headers) for app in apps])
+
+        refreshed = sum(await asyncio.gather(*(refresh(target) for target in targets)))
+        ms = (time.perf_counter() - started) * 1000
+        return Warmed(operation, len(targets), refreshed, len(targets) - refreshed, round(ms, 3))
 
     async def health(self) -> StoreHealth:
         """Ask the store how it is."""

@@ -92,6 +92,11 @@ class Memory:
         """How many entries are held, and about how many bytes."""
         return len(self._entries), self._entries.bytes
 
+    def usage(self, prefix: bytes) -> tuple[int, int]:
+        """Count the entries whose keys begin with `prefix`, and about how many bytes they hold."""
+        sizes = [self._entries.size_of(name) for name in self._entries if name.startswith(prefix)]
+        return len(sizes), sum(sizes)
+
     def peek(self, raw: Raw) -> Live | None:
         """Return the entry that answers this raw request, if it may be used now."""
         live = self._aliases.get(raw)

@@ -18,6 +18,7 @@ from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, Keyed, HeaderRules, KeySpace
 from nexcache.message import StoredResponse
 from nexcache.policy import Matched, Policies, Policy, TagsInvalid, size_in_bytes, tags_of
+from nexcache.refresh import CREDENTIALS, REFRESH, Recent, Refreshing, Target, Warms
 from nexcache.semantics import cache_status
 from nexcache.semantics.headers import end_to_end, first
 from nexcache.semantics.reuse import REVALIDATE, Prepared, answer, current_age, prepare, time_to_live
@@ -62,6 +63,13 @@ class ResponseCache(Protocol):
     @property
     def emitter(self) -> Emitter:
         """Takes events."""
+
+    @property
+    def recent(self) -> Recent:
+        """Remembers what was asked for."""
+
+    def register(self, app: Warms) -> None:
+        """Note an app whose operations can be warmed."""
 
     def ttl_of(self, policy: Policy) -> float:
         """Return the seconds for which a policy's responses are kept, settings included."""
@@ -127,6 +135,7 @@ class CacheMiddleware:
         self._keyed = [self._headers.covered(policy) for policy in self._policies.all]
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
         self._started = False
+        cache.register(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -193,7 +202,7 @@ class CacheMiddleware:
             body,
         )
         live: Live | None = None
-        if cache.entries.in_process:
+        if cache.entries.in_process and REFRESH not in scope:
             live = cache.entries.memory.peek(raw)
             if live is not None:
                 request.counts = live.counts
@@ -230,10 +239,19 @@ class CacheMiddleware:
             return
         request.counts = cache.counts.of(request.tenant, policy.op)
         key = request.key = cache.keys.key(request.tenant, policy.op, canonical, tags)
+        refreshing: Refreshing | None = scope.get(REFRESH)
+        if refreshing is None:
+            cache.recent.note(request.tenant, policy.op, _target(scope, keyed, body))
+        elif refreshing.tenant == request.tenant:
+            request.counts = OperationCounts()  # nobody asked: nothing that the statistics tell of
+        else:
+            return
         takeovers = 0
         while True:
             deadline = asyncio.get_running_loop().time() + cache.store_budget
             looked = await self._lookup(key, deadline)
+            if isinstance(looked, Found) and refreshing is not None:
+                looked = Missing(looked.tier, None)  # computed anew, whatever is stored
             if isinstance(looked, Found):
                 if looked.live is not None and cache.entries.in_process:
                     cache.entries.memory.alias(raw, looked.live)
@@ -261,6 +279,35 @@ class CacheMiddleware:
                     takeovers += 1
                 case _:
                     takeovers = 2
+
+    # --- computing again, on request -----------------------------------------------------------------------
+
+    @property
+    def operations(self) -> frozenset[str]:
+        """The operations of the policies."""
+        return frozenset(policy.op for policy in self._policies.all)
+
+    async def refresh(self, tenant: str, target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Compute a request for the sender of these header fields and store it; False if that did not work."""
+        refreshing = Refreshing(tenant)
+        asked = False
+
+        async def receive() -> Message:
+            nonlocal asked
+            if asked:
+                return {"type": "http.disconnect"}
+            asked = True
+            return {"type": "http.request", "body": target.body, "more_body": False}
+
+        async def send(_message: Message) -> None:
+            pass
+
+        try:
+            await self(target.scope(headers, **{REFRESH: refreshing}), receive, send)
+        except Exception as error:  # noqa: BLE001 - the app's failure is the result
+            self._cache.emitter.emit(HookFailed("refresh", type(error).__name__))
+            return False
+        return refreshing.kept
 
     # --- whose request, and which --------------------------------------------------------------------------
 
@@ -409,6 +456,8 @@ class CacheMiddleware:
         keyed, max_body = self._keyed[index], self._max_body[index]
         began = time.perf_counter()
 
+        refreshing: Refreshing | None = scope.get(REFRESH)
+
         async def keep(complete: Complete) -> None:
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
@@ -418,6 +467,8 @@ class CacheMiddleware:
             else:
                 with span.put(policy.op):
                     kept = await cache.entries.keep(key, snapshot, response, counts)
+            if refreshing is not None:
+                refreshing.kept = bool(kept)
             if not kept:
                 reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
                 cache.emitter.emit(NotStored(policy.op, key.tenant, reason))
@@ -551,6 +602,20 @@ def _first_message(
         kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"content-type")]
         return {**message, "status": 304, "headers": kept}, True
     return {**message, "headers": headers}, False
+
+
+def _target(scope: Scope, keyed: Keyed, body: bytes) -> Target:
+    method = scope["method"]
+    return Target(
+        "GET" if method == "HEAD" else method,
+        scope["path"],
+        scope.get("raw_path"),
+        scope["query_string"],
+        scope.get("root_path", ""),
+        scope.get("scheme", "http"),
+        tuple(pair for pair in keyed.fields if pair[0] not in CREDENTIALS),
+        body,
+    )
 
 
 def _stored(complete: Complete, ttl: float) -> StoredResponse:

@@ -9,6 +9,8 @@ from nexcache.entries import Entries, Memory, Shared
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
+from nexcache.ledger import Ledger
+from nexcache.refresh import Recent
 from nexcache.settings import Settings, in_workers, parse_redis_url
 from nexcache.stores.base import Store
 from nexcache.stores.codec import Codec
@@ -37,6 +39,8 @@ class Parts:
     generations: tuple[Generations, ...]
     store: Store
     started: Started
+    ledger: Ledger
+    recent: Recent
     metrics: OTelMetrics
 
 
@@ -92,6 +96,8 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         generations=generations,
         store=store if store is not None else local,
         started=_started(settings, store, signs=codec.signs),
+        ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
+        recent=Recent(),
         metrics=metrics,
     )
 

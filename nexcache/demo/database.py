@@ -3,9 +3,9 @@
 import asyncio
 import sqlite3
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -35,6 +35,7 @@ _COUNT: Final = """
 INSERT INTO services VALUES (?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET spans = spans + excluded.spans, last_trace = excluded.last_trace
 """
+_FORGET: Final = "DELETE FROM spans WHERE tenant = ? AND start_us < ?"
 
 
 class Span(NamedTuple):
@@ -60,6 +61,7 @@ class Database:
         self._path = path
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
+        self._pending: deque[tuple[str, Sequence[Span], Future[None]]] = deque()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="query")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         connection = self._connection()
@@ -69,20 +71,20 @@ class Database:
     def seed(self, tenant: str, spans: Iterable[Span]) -> Counter[str]:
         """Write a tenant's history in one go; returns how many spans each service has. Blocks for a second or two."""
         batch = list(spans)
-        self._write(tenant, batch)
+        self._write([(tenant, batch)])
         self._connection().execute("ANALYZE")
         return Counter(span.service for span in batch)
 
     async def store(self, tenant: str, spans: Sequence[Span], now_us: int) -> None:
         """Store a batch durably and delete what is too old; a span that is already there stays as it is.
 
-        When this returns, every read that starts later sees the batch.
+        When this returns, every read that starts later sees the batch. Batches that arrive while another one is
+        being written are written together, in one transaction.
         """
-
-        def write() -> None:
-            self._write(tenant, spans, forget_before_us=now_us - RETENTION_US)
-
-        await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        stored: Future[None] = Future()
+        self._pending.append((tenant, spans, stored))
+        self._writer.submit(self._store_pending, now_us - RETENTION_US)
+        await asyncio.wrap_future(stored)
 
     async def read(self, query: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """Run a query in a thread; all its statements see the same state of the data."""
@@ -118,17 +120,37 @@ class Database:
             self._connections.append(connection)
         return connection
 
-    def _write(self, tenant: str, spans: Sequence[Span], forget_before_us: int | None = None) -> None:
+    def _store_pending(self, forget_before_us: int) -> None:
+        """Write all batches that wait, in the writer's thread; if that fails, their senders send them again."""
+        batches = []
+        while self._pending:
+            tenant, spans, stored = self._pending.popleft()
+            if stored.set_running_or_notify_cancel():
+                batches.append((tenant, spans, stored))
+        if not batches:
+            return
+        try:
+            self._write([(tenant, spans) for tenant, spans, _ in batches], forget_before_us)
+        except sqlite3.Error as error:
+            for _, _, stored in batches:
+                stored.set_exception(error)
+        else:
+            for _, _, stored in batches:
+                stored.set_result(None)
+
+    def _write(self, batches: Sequence[tuple[str, Sequence[Span]]], forget_before_us: int | None = None) -> None:
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for service in {span.service for span in spans}:
-                batch = [span for span in spans if span.service == service]
-                stored = connection.executemany(_INSERT, [(tenant, *span) for span in batch]).rowcount
-                if stored:
-                    connection.execute(_COUNT, (tenant, service, stored, batch[-1].trace_id))
+            for tenant, spans in batches:
+                for service in {span.service for span in spans}:
+                    batch = [span for span in spans if span.service == service]
+                    stored = connection.executemany(_INSERT, [(tenant, *span) for span in batch]).rowcount
+                    if stored:
+                        connection.execute(_COUNT, (tenant, service, stored, batch[-1].trace_id))
             if forget_before_us is not None:
-                connection.execute("DELETE FROM spans WHERE tenant = ? AND start_us < ?", (tenant, forget_before_us))
+                for tenant in {tenant for tenant, _ in batches}:
+                    connection.execute(_FORGET, (tenant, forget_before_us))
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")

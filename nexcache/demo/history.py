@@ -7,7 +7,7 @@ from typing import Final
 from nexcache.demo import shop
 from nexcache.demo.database import RETENTION_US, Span
 
-SPANS_PER_SECOND: Final = 8.0
+SPANS_PER_SECOND: Final = 6.0
 """Per tenant; the live services keep about this rate, so the amount of data stays what it is."""
 
 

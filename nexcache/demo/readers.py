@@ -27,33 +27,37 @@ class Page:
     service: str | None = None
 
 
-# How often each is wanted: most look at the overviews, and at the services where something is going on.
+# How often each is wanted: most readers look at the overviews, some at a service, few at anything else.
 _OVERVIEWS: Final = (
-    Page("/api/v1/dashboard?window=30m", "dashboard_overview", 150),
-    Page("/api/v1/dashboard?window=15m", "dashboard_overview", 6),
-    Page("/api/v1/dashboard?window=1h", "dashboard_overview", 6),
-    Page("/api/v1/architecture?window=30m", "architecture_map", 100),
-    Page("/api/v1/architecture?window=1h", "architecture_map", 4),
-    Page("/api/v1/services?window=30m", "service_list", 70),
-    Page("/api/v1/graph?analysis=critical_path&window=30m", "graph_analysis", 50),
-    Page("/api/v1/graph?analysis=depth&window=30m", "graph_analysis", 3),
-    Page("/api/v1/graph?analysis=fan_out&window=30m", "graph_analysis", 3),
-    Page("/api/v1/metrics?service=all&metric=latency&window=1h", "metrics_aggregation", 50),
+    Page("/api/v1/dashboard?window=30m", "dashboard_overview", 400),
+    Page("/api/v1/architecture?window=30m", "architecture_map", 200),
+    Page("/api/v1/services?window=30m", "service_list", 140),
+    *(
+        Page(target, operation, 1.5)
+        for target, operation in (
+            ("/api/v1/dashboard?window=15m", "dashboard_overview"),
+            ("/api/v1/dashboard?window=1h", "dashboard_overview"),
+            ("/api/v1/architecture?window=1h", "architecture_map"),
+            ("/api/v1/services?window=1h", "service_list"),
+            ("/api/v1/graph?analysis=critical_path&window=30m", "graph_analysis"),
+            ("/api/v1/graph?analysis=depth&window=30m", "graph_analysis"),
+            ("/api/v1/graph?analysis=fan_out&window=30m", "graph_analysis"),
+            ("/api/v1/metrics?service=all&metric=latency&window=1h", "metrics_aggregation"),
+            ("/api/v1/metrics?service=all&metric=throughput&window=1h", "metrics_aggregation"),
+            ("/api/v1/metrics?service=all&metric=failures&window=1h", "metrics_aggregation"),
+        )
+    ),
 )
 _OF_A_SERVICE: Final = (
     ("/api/v1/services/{service}?window=3h", "service_details", 10),
-    ("/api/v1/services/{service}?window=1h", "service_details", 2),
-    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 5),
-    ("/api/v1/metrics?service={service}&metric=failures&window=3h", "metrics_aggregation", 2),
-    ("/api/v1/metrics?service={service}&metric=throughput&window=3h", "metrics_aggregation", 2),
+    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 8),
 )
-_WANTED: Final = {"catalog": 4.0, "frontend": 3.0, "search": 3.0, "cart": 2.0}
 
 
 def pages(services: tuple[str, ...]) -> tuple[Page, ...]:
     """Return every page of a tenant that readers ask for."""
     return _OVERVIEWS + tuple(
-        Page(target.format(service=service), operation, weight * _WANTED.get(service, 1.0), service)
+        Page(target.format(service=service), operation, weight, service)
         for service in services
         for target, operation, weight in _OF_A_SERVICE
     )

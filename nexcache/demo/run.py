@@ -57,7 +57,7 @@ class Options:
     duration: float | None = None
     port: int | None = None
     headless: bool = False
-    readers: int = 48
+    readers: int = 54
     seed: int | None = None
     memory: bool = False
     """Keep entries in this process even where a Valkey could be started."""
@@ -178,7 +178,11 @@ class _Demo:
                 thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=f"services-{tenant}"))
                 ingests.append((tenant, services, thread))
             board.begin()
-            running = [asyncio.create_task(self._ingest(*each)) for each in ingests]
+            # one after the other, so that not all the tenants' dashboards change in the same moment
+            running = [
+                asyncio.create_task(self._ingest(*each, first=ROUND_SECONDS * number / len(ingests)))
+                for number, each in enumerate(ingests)
+            ]
             running += self._readers()
             running.append(asyncio.create_task(self._show()))
             waiting = asyncio.create_task(interrupted.wait())
@@ -205,20 +209,20 @@ class _Demo:
             started.append(asyncio.create_task(reading))
         return started
 
-    async def _ingest(self, tenant: str, services: Services, thread: ThreadPoolExecutor) -> None:
-        """Send a round of spans about once a second, and look for the canary each time."""
+    async def _ingest(self, tenant: str, services: Services, thread: ThreadPoolExecutor, *, first: float) -> None:
+        """After `first` seconds send a round of spans about once a second, and look for the canary each time."""
         loop = asyncio.get_running_loop()
         wanted = canary_pages()
         canary = Canary([self._reader(tenant) for _ in wanted], wanted)
         looking: asyncio.Task[None] | None = None
-        due = loop.time()
+        due = loop.time() + first
         try:
             while True:
+                await asyncio.sleep(due - loop.time())
                 trace_id = await loop.run_in_executor(thread, services.round, time.time_ns())
                 if looking is None or looking.done():
                     looking = asyncio.create_task(canary.look(trace_id))
                 due = max(due + ROUND_SECONDS, loop.time())
-                await asyncio.sleep(due - loop.time())
         finally:
             if looking is not None:
                 looking.cancel()
@@ -271,9 +275,11 @@ class _Demo:
 
 
 def canary_pages() -> list[Page]:
-    """Return the pages in which the canary is looked for: each kind, all of them wanted by readers too."""
-    every = {page.operation: page for page in reversed(pages((CANARY,)))}
-    return [*every.values(), *(page for page in pages((CANARY,)) if page.service == CANARY)]
+    """Return the pages in which the canary is looked for: the overviews that readers want most, and its own."""
+    every = sorted(pages((CANARY,)), key=lambda page: -page.weight)
+    overviews = [page for page in every if page.service is None]
+    own = [page for page in every if page.service is not None]
+    return [*overviews[:3], *own[:2]]
 
 
 @contextlib.asynccontextmanager

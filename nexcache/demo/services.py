@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import requests
@@ -20,8 +21,8 @@ from nexcache.demo.checks import CANARY, Acknowledgements
 ROUND_SECONDS: Final = 0.95
 """How often a tenant's services send what they have: at least one batch per second."""
 
-_VISITS: Final = (1, 1, 1, 2, 2)
-"""Per round, one of these: eight spans a second, as in the history."""
+_AT_ONCE: Final = 8
+"""Threads that send; no visit keeps more services busy."""
 
 _SCHEDULE_DELAY_MS: Final = 500.0
 _EXPORT_SECONDS: Final = 10.0
@@ -62,6 +63,7 @@ class Services:
         self, endpoint: str, key: str, tenant: str, acknowledgements: Acknowledgements, rng: random.Random
     ) -> None:
         self._rng = rng
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix=f"send-{tenant}")
         self._providers = {}
         for service in (*shop.services(), CANARY):
             provider = TracerProvider(
@@ -75,29 +77,26 @@ class Services:
         self._tracers = {name: provider.get_tracer("shop") for name, provider in self._providers.items()}
 
     def round(self, now_ns: int) -> str:
-        """Let some visits end at `now_ns` and send their spans, then the canary's one; returns its trace id.
+        """Let a visit end at `now_ns`, send its spans and one of the canary; returns the canary's trace id.
 
         All services send at the same moment, as they would through one collector: otherwise each would change
-        the dashboards at a moment of its own.
+        the dashboards at a moment of its own. When this returns, the batches have been acknowledged or given up.
         """
-        busy: set[str] = set()
-        for _ in range(self._rng.choice(_VISITS)):
-            visit = shop.visit(self._rng, 0)
-            self._record(visit, now_ns - visit.duration_us * _PARTS, None)
-            busy.update(done.call.service for done in visit.walk())
-        for service in sorted(busy):
-            self._providers[service].force_flush()
-        return self._canary(now_ns)
+        trace_id = self._sing(now_ns)
+        visit = shop.visit(self._rng, 0)
+        self._record(visit, now_ns - visit.duration_us * _PARTS, None)
+        busy = {CANARY, *(done.call.service for done in visit.walk())}
+        list(self._threads.map(lambda service: self._providers[service].force_flush(), sorted(busy)))
+        return trace_id
 
     def close(self) -> None:
         """Send what is left and end the threads."""
-        for provider in self._providers.values():
-            provider.shutdown()
+        list(self._threads.map(lambda provider: provider.shutdown(), self._providers.values()))
+        self._threads.shutdown()
 
-    def _canary(self, now_ns: int) -> str:
+    def _sing(self, now_ns: int) -> str:
         span = self._tracers[CANARY].start_span("sing", Context(), SpanKind.INTERNAL, start_time=now_ns)
         span.end(now_ns + _PARTS)
-        self._providers[CANARY].force_flush()
         return format_trace_id(span.get_span_context().trace_id)
 
     def _record(self, done: shop.Done, start_ns: int, caller: tuple[str, Context] | None) -> None:

@@ -88,6 +88,17 @@ class Invalidations:
         self._emitter.emit(event)
         return done
 
+    async def operations(self, tenant: str) -> frozenset[str]:
+        """Return the operations that a tenant has, or had lately, entries of; never raises for the store."""
+        found: set[str] = set()
+        for store in (self._local, self._shared):
+            try:
+                members = await store.members(self._keys.registry(tenant)) if store is not None else None
+            except StoreError:
+                continue
+            found.update(name_of(member) for member in members or ())
+        return frozenset(found)
+
     async def caught_up(self) -> bool:
         """Tell the store what was queued while it was away; False while it still is.
 

@@ -1,7 +1,7 @@
 """What NexCache asks of a store: the Protocol. Keys and values are bytes; policy lives elsewhere."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -54,6 +54,16 @@ class StoreHealth:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much of a store belongs to somebody."""
+
+    entries: int
+    bytes: int
+    estimated: bool
+    """Only a part of the keys was looked at, and the figures are projected from it."""
+
+
 class Store(Protocol):
     """Bytes under keys, with expiry. Every call keeps the deadline it is given.
 
@@ -99,6 +109,20 @@ class Store(Protocol):
         self, registry: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None
     ) -> None:
         """Remove the tenant's token, then mark the registry as complete from here on, in that order."""
+
+    async def add(
+        self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int
+    ) -> None:
+        """Add to the numbers under a key, and set those of `once` that are not there yet.
+
+        Never repeated after a doubtful failure, which would count twice.
+        """
+
+    async def numbers(self, key: bytes) -> Mapping[bytes, int]:
+        """Read the numbers under a key."""
+
+    async def usage(self, prefix: bytes, *, most: int) -> "Usage":
+        """Count the values whose keys begin with `prefix`, looking at about `most` keys."""
 
     async def health(self) -> StoreHealth:
         """Ask the store how it is; never raises StoreError."""

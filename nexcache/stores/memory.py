@@ -3,10 +3,10 @@
 import heapq
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from nexcache.stores.base import Capture, Reading, StoreHealth, new_token
+from nexcache.stores.base import Capture, Reading, StoreHealth, Usage, new_token
 from nexcache.telemetry.names import Tier
 
 Value = TypeVar("Value")
@@ -94,6 +94,11 @@ class Bounded(Generic[Value]):
             return None
         self.bytes -= item.size
         return item.value
+
+    def size_of(self, key: bytes) -> int:
+        """Return what an item counts against the bound; 0 where there is none."""
+        item = self._items.get(key)
+        return item.size if item is not None else 0
 
     def remaining(self, key: bytes) -> float:
         """Return the seconds for which an item will still be held; 0 where there is none."""
@@ -216,6 +221,22 @@ class MemoryStore:
         self._values.pop(token)
         self._registry(registry)
         self._complete.add(registry)
+
+    async def add(
+        self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int
+    ) -> None:
+        """Do nothing: the numbers of the only process are in its own counts."""
+
+    async def numbers(self, key: bytes) -> Mapping[bytes, int]:
+        """Return nothing: the numbers of the only process are in its own counts."""
+        del key
+        return {}
+
+    async def usage(self, prefix: bytes, *, most: int) -> Usage:
+        """Count the values whose keys begin with `prefix`."""
+        del most
+        held = [self._values.peek(key) or b"" for key in self._values if key.startswith(prefix)]
+        return Usage(len(held), sum(map(len, held)), estimated=False)
 
     async def health(self) -> StoreHealth:
         """Say how much is held."""

@@ -5,8 +5,9 @@ The client's own defaults wait for a minute on a silent server; none of them app
 
 import asyncio
 import os
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
@@ -15,13 +16,15 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.maint_notifications import MaintNotificationsConfig
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
-from nexcache.stores.base import SENTINEL, Capture, Reading, StoreHealth, new_token
+from nexcache.stores.base import SENTINEL, Capture, Reading, StoreHealth, Usage, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.faults import classify
 from nexcache.stores.lane import Command, Epoch, Lane
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
 from nexcache.telemetry.names import Tier
 
+_COLONS: Final = 3
+"""How many colons the key of an entry has: `nexarch:<tenant>:<op>:<hash>`."""
 _HALF_LEASE: Final = 0.125
 """Seconds after which the server's history is read again."""
 _PROBE: Final = 0.5
@@ -206,6 +209,43 @@ class RedisStore:
         )
         await self._call("capture", commands, deadline=deadline)
 
+    async def add(
+        self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int
+    ) -> None:
+        """Add with HINCRBY, set with HSETNX."""
+        commands: list[Command] = [("HINCRBY", key, name, amount) for name, amount in amounts.items()]
+        commands += [("HSETNX", key, name, amount) for name, amount in once.items()]
+        commands.append(("PEXPIRE", key, ttl_ms))
+        await self._call("stats", commands, deadline=None, waited_for=False, repeatable=False)
+
+    async def numbers(self, key: bytes) -> Mapping[bytes, int]:
+        """Read with HGETALL."""
+        (flat,), _ = await self._call("stats", (("HGETALL", key),), deadline=None, waited_for=False)
+        return {name: int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def usage(self, prefix: bytes, *, most: int) -> Usage:
+        """Count with SCAN, in steps that hold up nobody; beyond `most` keys the rest is projected."""
+        pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"
+        cursor, looked_at, entries, size = b"0", 0, 0, 0
+        while True:
+            (reply,), _ = await self._call(
+                "stats", (("SCAN", cursor, "MATCH", pattern, "COUNT", 500),), deadline=None, waited_for=False
+            )
+            cursor, keys = reply
+            looked_at += 500
+            keys = [key for key in keys if not key.startswith(prefix + b"@") and key.count(b":") == _COLONS]
+            if keys:
+                sizes, _ = await self._call(
+                    "stats", [("STRLEN", key) for key in keys], deadline=None, waited_for=False
+                )
+                entries, size = entries + len(keys), size + sum(sizes)
+            if cursor == b"0":
+                return Usage(entries, size, estimated=False)
+            if looked_at >= most:
+                (total,), _ = await self._call("stats", (("DBSIZE",),), deadline=None, waited_for=False)
+                factor = max(1.0, total / looked_at)
+                return Usage(round(entries * factor), round(size * factor), estimated=True)
+
     async def health(self) -> StoreHealth:
         """Ask the server for a PING, past the breaker."""
         started = time.perf_counter()
@@ -253,13 +293,16 @@ class RedisStore:
         deadline: float | None,
         on_sent: Callable[[], None] | None = None,
         waited_for: bool = True,
+        repeatable: bool = True,
     ) -> tuple[list[Any], bytes]:
         self._on_this_loop()
         if self._breaker.circuit is Circuit.OPEN:
             raise StoreUnavailable("breaker", "the store is away; it is being looked for")
         lane = self._lanes[0 if waited_for else 1]
         try:
-            replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent)
+            replies, epoch = await lane.execute(
+                commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable
+            )
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise classify(reply)

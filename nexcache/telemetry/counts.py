@@ -5,7 +5,7 @@ One event loop's thread writes; any thread may read, and sees each integer whole
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -109,6 +109,58 @@ class OperationCounts:
                 self.stored_redis += 1
             case Tier.FALLBACK:
                 self.stored_fallback += 1
+
+
+    def vector(self) -> list[int]:
+        """Write all counts down as integers in the order of `FIELDS`, durations in microseconds."""
+        return [
+            *(getattr(self, name) for name in _PLAIN),
+            *self.bypasses.values(),
+            *(int(latency.total * 1e6) for latency in (self.hit_latency, self.miss_latency)),
+            *self.hit_latency.buckets,
+            *self.miss_latency.buckets,
+        ]
+
+    @classmethod
+    def from_vector(cls, vector: Sequence[int]) -> "OperationCounts":
+        """Undo `vector`; sums of vectors give the counts of several processes."""
+        counts = cls()
+        numbers = iter(vector)
+        for name in _PLAIN:
+            setattr(counts, name, next(numbers))
+        for reason in counts.bypasses:
+            counts.bypasses[reason] = next(numbers)
+        latencies = (counts.hit_latency, counts.miss_latency)
+        for latency in latencies:
+            latency.total = next(numbers) / 1e6
+        for latency in latencies:
+            latency.buckets = [next(numbers) for _ in latency.buckets]
+            latency.count = sum(latency.buckets)
+        return counts
+
+
+_PLAIN: Final = (
+    "memory_hits",
+    "redis_hits",
+    "fallback_hits",
+    "misses",
+    "stale",
+    "errors",
+    "coalesced",
+    "invalidations",
+    "stored_memory",
+    "stored_redis",
+    "stored_fallback",
+)
+FIELDS: Final = (
+    *_PLAIN,
+    *(f"bypass.{reason}" for reason in Bypass),
+    "hit.us",
+    "miss.us",
+    *(f"hit.{index}" for index in range(len(_BOUNDS) + 1)),
+    *(f"miss.{index}" for index in range(len(_BOUNDS) + 1)),
+)
+"""The names of the numbers of `OperationCounts.vector`."""
 
 
 class Counts:

@@ -1,0 +1,205 @@
+"""The statistics of a tenant: this process's own counts, exact, and those of all processes, added up in the store.
+
+Each process adds what happened since it last did to one hash per tenant. A failure in doubt is not repeated: the
+sum may then miss what happened in a few seconds, but counts nothing twice. The hash is as large as the tenant has
+operations, whatever the number of processes and of requests.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nexcache.entries import Memory
+from nexcache.errors import StoreError, StoreUnavailable
+from nexcache.key import KeySpace, name_of, segment
+from nexcache.stores.base import Store, Usage
+from nexcache.telemetry.counts import FIELDS, OTHER_TENANTS, Counts, Latency, OperationCounts
+
+_KEPT_MS: Final = 30 * 86_400_000
+_EVERY: Final = 2.0
+"""Seconds between two additions."""
+_AT_ONCE: Final = 50
+"""Pairs of tenant and operation that are written down before others get their turn."""
+_LOOKED_AT: Final = 20_000
+_SINCE: Final = b"since"
+_WHOLE: Final = "*"
+"""Stands for invalidations of the whole tenant, which concern no single operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What happened to a tenant's requests, by operation, and what it holds."""
+
+    tenant: str
+    operations: Mapping[str, OperationCounts]
+    invalidations: int
+    usage: Usage | None
+    """None: the store could not be asked."""
+    since: float
+    """Seconds since the epoch."""
+    merged: bool
+    """The figures are those of all processes; otherwise of this one."""
+
+    def as_dict(self) -> dict[str, object]:
+        """Give the document that `GET /stats` answers."""
+        whole = _added(list(self.operations.values()))
+        return {
+            "tenant": self.tenant,
+            **_figures(whole),
+            "invalidations": self.invalidations,
+            "entries": self.usage.entries if self.usage else None,
+            "bytes": self.usage.bytes if self.usage else None,
+            "estimated": bool(self.usage and self.usage.estimated),
+            "operations": {name: _figures(counts) for name, counts in sorted(self.operations.items())},
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since)),
+            "merged": self.merged,
+        }
+
+
+class Ledger:
+    """Adds this process's counts to the store's, and reads the sums."""
+
+    def __init__(
+        self,
+        *,
+        counts: Counts,
+        keys: KeySpace,
+        memory: Memory,
+        shared: Store | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._counts = counts
+        self._keys = keys
+        self._memory = memory
+        self._shared = shared
+        self._clock = clock
+        self._since = clock()
+        self._written: dict[tuple[str, str], list[int]] = {}
+        self._adding = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Add up regularly from now on, if there is a store."""
+        if self._shared is not None and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="nexcache-ledger")
+
+    async def aclose(self) -> None:
+        """Add up once more, and stop."""
+        task, self._task = self._task, None
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.flush()
+
+    async def of(self, tenant: str) -> Statistics:
+        """Return a tenant's statistics, of all processes if the store answers."""
+        own = {name: counts for who, name, counts in self._counts if who == tenant}
+        if self._shared is None:
+            entries, size = self._memory.usage(self._keys.prefix(tenant))
+            return _statistics(tenant, own, Usage(entries, size, estimated=False), self._since, merged=False)
+        try:
+            await self.flush(tenant)
+            numbers = await self._shared.numbers(self._key(tenant))
+            usage = await self._shared.usage(self._keys.prefix(tenant), most=_LOOKED_AT)
+        except StoreError:
+            return _statistics(tenant, own, None, self._since, merged=False)
+        return _statistics(tenant, _merged(numbers), usage, numbers.get(_SINCE, self._since), merged=True)
+
+    async def flush(self, only: str | None = None) -> None:
+        """Add what happened since the last time to the store; what cannot be added waits for the next."""
+        if self._shared is None:
+            return
+        async with self._adding:
+            amounts: dict[str, dict[bytes, int]] = {}
+            done: dict[tuple[str, str], list[int]] = {}
+            for number, (tenant, operation, counts) in enumerate(self._counts):
+                if tenant in ("", OTHER_TENANTS) or (only is not None and tenant != only):
+                    continue
+                vector = counts.vector()
+                before = self._written.get((tenant, operation))
+                if vector == before:
+                    continue
+                prefix = segment(operation) + b"|"
+                fields = amounts.setdefault(tenant, {})
+                for index, name in enumerate(FIELDS):
+                    if change := vector[index] - (before[index] if before else 0):
+                        fields[prefix + name.encode()] = change
+                done[tenant, operation] = vector
+                if number % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+            for tenant, fields in amounts.items():
+                # noted before it is sent: what fails in doubt is lost rather than counted twice
+                fresh = {pair: vector for pair, vector in done.items() if pair[0] == tenant}
+                before_all = {pair: self._written.get(pair) for pair in fresh}
+                self._written.update(fresh)
+                try:
+                    await self._shared.add(self._key(tenant), fields, once={_SINCE: int(self._since)}, ttl_ms=_KEPT_MS)
+                except StoreUnavailable as error:
+                    if error.kind == "breaker":  # it was not even sent
+                        for pair, vector_before in before_all.items():
+                            self._written[pair] = vector_before or [0] * len(FIELDS)
+                    raise
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            try:
+                await self.flush()
+            except StoreError:
+                continue
+
+    def _key(self, tenant: str) -> bytes:
+        # beside the entries' prefix, so that no invalidation and no `forget` by prefix takes it for one
+        return b"nexarch.stats:" + self._keys.prefix(tenant).removeprefix(b"nexarch:").removesuffix(b":")
+
+
+def _statistics(
+    tenant: str, operations: Mapping[str, OperationCounts], usage: Usage | None, since: float, *, merged: bool
+) -> Statistics:
+    invalidations = sum(counts.invalidations for counts in operations.values())
+    named = {name: counts for name, counts in operations.items() if name != _WHOLE}
+    return Statistics(tenant, named, invalidations, usage, since, merged)
+
+
+def _merged(numbers: Mapping[bytes, int]) -> dict[str, OperationCounts]:
+    places = {name.encode(): index for index, name in enumerate(FIELDS)}
+    vectors: dict[str, list[int]] = {}
+    for field, number in numbers.items():
+        encoded, found, name = field.partition(b"|")
+        if found and name in places:
+            vectors.setdefault(name_of(encoded), [0] * len(FIELDS))[places[name]] = number
+    return {operation: OperationCounts.from_vector(vector) for operation, vector in vectors.items()}
+
+
+def _added(counts: list[OperationCounts]) -> OperationCounts:
+    vectors = [each.vector() for each in counts] or [OperationCounts().vector()]
+    return OperationCounts.from_vector([sum(column) for column in zip(*vectors, strict=True)])
+
+
+def _figures(counts: OperationCounts) -> dict[str, object]:
+    bypasses = sum(counts.bypasses.values())
+    asked = counts.requests - bypasses
+    return {
+        "requests": counts.requests,
+        "hits": counts.hits,
+        "misses": counts.misses,
+        "stale": counts.stale,
+        "bypasses": bypasses,
+        "errors": counts.errors,
+        "coalesced": counts.coalesced,
+        "hit_rate": round((counts.hits + counts.stale) / asked, 4) if asked else 0.0,
+        "latency": {"hit": _latency(counts.hit_latency), "miss": _latency(counts.miss_latency)},
+        "invalidations": counts.invalidations,
+    }
+
+
+def _latency(latency: Latency) -> dict[str, float]:
+    """Give milliseconds."""
+    return {
+        "mean": round(latency.mean * 1000, 3),
+        "p50": round(latency.quantile(0.5) * 1000, 3),
+        "p95": round(latency.quantile(0.95) * 1000, 3),
+        "p99": round(latency.quantile(0.99) * 1000, 3),
+    }
