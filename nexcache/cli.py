@@ -78,3 +78,7 @@ def key(tenant: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None
     secret = secrets.token_urlsafe(32)
     entry = ApiKey.of(tenant, secret)
     sys.stdout.write(f"X-API-Key: {secret}\nCACHE_API_KEYS={entry}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -273,6 +273,8 @@ class CacheMiddleware:
             outcome = await asyncio.shield(fill.outcome)
             match outcome:
                 case Complete():
+                    if refreshing is not None:
+                        refreshing.kept = True
                     await self._follow(request, outcome, send)
                     return
                 case Failed():

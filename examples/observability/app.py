@@ -5,9 +5,9 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from nexcache import CacheMiddleware, IngestHook, IngestRule, NexCache, OtlpEndpoint, Policy, tenants
+from nexcache import AdminApp, CacheMiddleware, IngestHook, IngestRule, NexCache, OtlpEndpoint, Policy, tenants
 from nexcache.demo.backend import Backend
 
 # So that it runs as it is. The secrets are `acme-demo-key` and `globex-demo-key`; `nexcache key` makes real ones.
@@ -35,6 +35,7 @@ app = Starlette(
         Route("/api/v1/metrics", backend.metrics),
         Route("/api/v1/graph", backend.graph),
         Route("/v1/traces", OtlpEndpoint(hook, tenant=keys, sink=backend.store_spans), methods=["POST"]),
+        Mount("/api/v1/cache", AdminApp(cache, authorize=keys)),
     ],
     middleware=[
         Middleware(

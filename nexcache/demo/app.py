@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
-from nexcache import CacheMiddleware, IngestHook, IngestRule, NexCache, OtlpEndpoint, Policy
+from nexcache import AdminApp, CacheMiddleware, IngestHook, IngestRule, NexCache, OtlpEndpoint, Policy
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
 from nexcache.demo.backend import Backend
 from nexcache.tenants import ApiKeys
@@ -36,6 +36,7 @@ def create_app(cache: NexCache, backend: Backend, keys: ApiKeys, rules: tuple[In
         routes=[
             *backend.routes,
             Route("/v1/traces", OtlpEndpoint(hook, tenant=keys, sink=backend.store_spans), methods=["POST"]),
+            Mount("/api/v1/cache", AdminApp(cache, authorize=keys)),
         ],
         middleware=[Middleware(CacheMiddleware, cache=cache, tenant=keys, principal=keys, policies=POLICIES)],
     )

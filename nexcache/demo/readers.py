@@ -49,8 +49,8 @@ _OVERVIEWS: Final = (
     ),
 )
 _OF_A_SERVICE: Final = (
-    ("/api/v1/services/{service}?window=3h", "service_details", 10),
-    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 8),
+    ("/api/v1/services/{service}?window=3h", "service_details", 5),
+    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 4),
 )
 
 

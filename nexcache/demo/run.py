@@ -57,7 +57,7 @@ class Options:
     duration: float | None = None
     port: int | None = None
     headless: bool = False
-    readers: int = 54
+    readers: int = 60
     seed: int | None = None
     memory: bool = False
     """Keep entries in this process even where a Valkey could be started."""
