@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 - a program, not a package
 """Traffic for the dashboard: the services of each tenant send spans, its readers ask for pages.
 
-    python traffic.py http://app:8000 acme-demo-key globex-demo-key
+python traffic.py http://app:8000 acme-demo-key globex-demo-key
 """
 
 import json

@@ -8,7 +8,7 @@ and `Cache-Status` are the middleware's: to it, the endpoint is an app.
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Annotated, Any, Final, ParamSpec, TypeAlias, TypeVar, get_args, get_origin, overload
 
@@ -28,7 +28,7 @@ from nexcache.semantics import cache_status
 from nexcache.semantics.headers import first
 from nexcache.tenants import Resolver
 
-Identify: TypeAlias = str | Callable[..., str | None | Awaitable[str | None]]
+Identify: TypeAlias = str | Callable[..., str | Awaitable[str | None] | None]
 """A path into the endpoint's arguments (`"user.tenant"`), or a function of those arguments that it names."""
 
 P = ParamSpec("P")
@@ -36,7 +36,6 @@ R = TypeVar("R")
 
 _CALL: Final = "nexcache.call"
 _EXCHANGE: Final = "nexcache_exchange"
-_NEVER_STORED: Final = (b"cache-control", b"no-store")
 
 
 def cached_route(
@@ -302,8 +301,9 @@ async def _result(request: Request, response: Response) -> Any:
 
 
 async def _send_unstorable(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [_NEVER_STORED]})
-    await send({"type": "http.response.body", "body": b""})
+    """Tell the cache of an answer that goes another way: of a path-send there is nothing to store."""
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.pathsend"})
 
 
 def _receive(request: Request) -> Receive:
@@ -334,7 +334,7 @@ def _resolver(identify: Identify, known: Collection[str], where: str) -> Resolve
         if name not in known and name not in ("request", "scope"):
             raise ConfigurationError(f"{where}: the endpoint has no parameter {name!a}")
 
-    def resolve(scope: Scope) -> str | None | Awaitable[str | None]:
+    def resolve(scope: Scope) -> str | Awaitable[str | None] | None:
         call: _Call = scope[_CALL]
         request = call.exchange.request
         arguments = {"request": request, "scope": request.scope, **call.arguments}
@@ -346,4 +346,23 @@ def _resolver(identify: Identify, known: Collection[str], where: str) -> Resolve
 def _varying(policy: Policy, endpoint: Callable[..., Any]) -> Policy:
     """Add the request fields that the endpoint declares to read to those that are part of the key."""
     declared = {*policy.vary, *_declared(endpoint)}
-    return policy if declared == set(policy.vary) else _replace(policy, tuple(declared))
+    return replace(policy, vary=tuple(declared))
+
+
+def _declared(endpoint: Callable[..., Any]) -> Iterator[str]:
+    try:
+        signature = inspect.signature(endpoint, eval_str=True)
+    except NameError:  # a name for type checkers only; FastAPI cannot read such a parameter either
+        signature = inspect.signature(endpoint)
+    for name, parameter in signature.parameters.items():
+        kind, *extra = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
+        for source in (*extra, parameter.default):
+            if isinstance(source, Cookie):
+                yield "cookie"
+            elif isinstance(source, Header):
+                kind = kind if kind is not None else parameter.annotation
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    fields = [field.alias or each for each, field in kind.model_fields.items()]
+                else:
+                    fields = [source.alias or name]
+                yield from (each.replace("_", "-") if source.convert_underscores else each for each in fields)

@@ -3,9 +3,14 @@
 The app runs in a task of its own: neither a slow client nor one that goes away holds up those who wait for
 the same answer. As soon as it is clear that nothing will be stored, app and client are connected directly again:
 back pressure, disconnects and endless streams work as if there were no cache.
+
+    app ── _send ──▶ messages ── next ──▶ the leader's client
+                └──▶ copy, up to `max_body` ──▶ outcome ──▶ followers
+                                          └──▶ keep
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,11 +18,18 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope
+from nexcache.message import StoredResponse
+from nexcache.semantics.headers import end_to_end, first
 from nexcache.semantics.storing import Storable
+from nexcache.semantics.validation import entity_tag
 from nexcache.telemetry.names import NotStoredReason
 
 _IN_FLIGHT: Final = 16
 """Messages that may wait for the client once nothing is stored."""
+_MOST_PIECES: Final = 8192
+"""Messages that a stored body may have come in: smaller pieces cost more memory than they hold."""
+_FOLLOWED: Final = 60.0
+"""Seconds for which others wait for an answer that does not end; then one of them calls the app itself."""
 _DETACHED: Final = 30.0
 """Seconds that a computation may go on after its client has left."""
 _HARMLESS: Final = frozenset(("http.response.debug", "http.response.early_hint", "http.response.push"))
@@ -25,11 +37,9 @@ _HARMLESS: Final = frozenset(("http.response.debug", "http.response.early_hint",
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """The whole answer, as the app sent it."""
+    """The whole answer, as it may be stored and sent to others."""
 
-    status: int
-    headers: Headers
-    body: bytes
+    response: StoredResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +58,16 @@ class Failed:
 
 Outcome: TypeAlias = Complete | Unstorable | Failed
 Decide: TypeAlias = Callable[[int, Headers, bool], Storable | NotStoredReason]
+Keep: TypeAlias = Callable[[StoredResponse], Awaitable[NotStoredReason | None]]
 
 
 class Fill:
-    """A running computation: its leader takes the messages, its followers wait for the outcome."""
+    """A running computation: its leader takes the messages, its followers wait for the outcome.
+
+    `body` is the request's, None if it has none and nobody has looked. `decide` says whether the answer may be
+    stored, once its header fields are known; `keep` stores it, and returns why it did not; `gave_up` is told, once,
+    that nothing will be stored. `around` is entered while the app runs.
+    """
 
     def __init__(
         self,
@@ -59,37 +75,51 @@ class Fill:
         app: ASGIApp,
         scope: Scope,
         receive: Receive,
-        body: bytes,
-        decide: Decide,
+        body: bytes | None,
+        ttl: float,
         max_body: int,
-        keep: Callable[[Complete], Awaitable[None]],
+        decide: Decide,
+        keep: Keep,
+        gave_up: Callable[[Unstorable | Failed], None],
         around: AbstractContextManager[None] | None = None,
     ) -> None:
         self._app = app
         self._scope = scope
         self._client = receive
         self._body = body
-        self._decide = decide
+        self._ttl = ttl
         self._max_body = max_body
+        self._decide = decide
         self._keep = keep
+        self._gave_up = gave_up
         self._around = around if around is not None else nullcontext()
         loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        """What followers wait for. It comes before the end of the app where that takes too long."""
         self.followers = 0
         self.error: BaseException | None = None
+        """What the app raised."""
+        self.complete: StoredResponse | None = None
+        """The whole answer, once it is there."""
         self.not_stored: NotStoredReason | None = None
-        self._messages: deque[Message] = deque()
-        self._chunks: list[bytes] | None = []
+        """Why nothing is, or was, stored; None as long as that is open."""
+        self.finished = False
+        """The last message of the answer was sent; the app may have more to do in the background."""
+        self._headers: Headers | None = None
+        self._status = 0
+        self._trailers = False
+        self._copied: list[bytes] | None = []
         self._size = 0
-        self._start: Message | None = None
-        self._started = False
-        self._finished = False
-        self._asked = False
-        self._detached = False
-        self._direct = asyncio.Event()
+        self._messages: deque[Message] = deque()
         self._news: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
+        self._asked = False
+        self._unread = body is None
+        self._direct = asyncio.Event()
+        self._detached = False
         self._released: Callable[[], None] | None = None
+        self._leave: asyncio.TimerHandle | None = None
+        self._overdue = loop.call_later(_FOLLOWED, self._release, Failed(NotStoredReason.TRUNCATED))
         self.task = loop.create_task(self._run(), name="nexcache-fill")
 
     # --- the leader's side -------------------------------------------------------------------------------
@@ -97,13 +127,13 @@ class Fill:
     async def next(self) -> Message | None:
         """Return the app's next message, or None after the last; then `join` tells how the app ended."""
         while not self._messages:
-            if self._finished or self.task.done():
+            if self.finished or self.task.done():
                 return None
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         message = self._messages.popleft()
-        if self._drained is not None and not self._drained.done() and len(self._messages) < _IN_FLIGHT:
-            self._drained.set_result(None)
+        if len(self._messages) < _IN_FLIGHT:
+            self._room.set()
         return message
 
     async def join(self) -> None:
@@ -113,24 +143,18 @@ class Fill:
             raise self.error
 
     def detach(self) -> None:
-        """The leader is gone: what may be stored is finished for the others, the rest is ended."""
+        """Go on without the leader: what may be stored is finished for the others, the rest is ended."""
         self._detached = True
+        self._messages.clear()
         if self.task.done():
             return
-        if self._chunks is None and not self._finished:
+        if self._copied is None and not self.finished:
             self.task.cancel()
         else:
-            asyncio.get_running_loop().call_later(_DETACHED, self.task.cancel)
-
-    @property
-    def complete(self) -> Complete | None:
-        """The whole answer, if it has been computed already."""
-        if self.outcome.done() and isinstance(outcome := self.outcome.result(), Complete):
-            return outcome
-        return None
+            self._end_later()
 
     def on_release(self, callback: Callable[[], None]) -> None:
-        """Call back once, as soon as the answer is stored, or it is clear that it will not be."""
+        """Call back once, as soon as nobody else should follow: the answer is stored, or will not be, or takes long."""
         self._released = callback
 
     # --- the app's side ----------------------------------------------------------------------------------
@@ -141,106 +165,169 @@ class Fill:
                 await self._app(self._scope, self._receive, self._send)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the leader raises it again
             self.error = error
-            self._settle(Failed(NotStoredReason.FAILED))
             if self._detached and not isinstance(error, asyncio.CancelledError):
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "the app failed after its client had left", "exception": error}
-                )
+                self._report("the app failed after its client had left", error)
         finally:
-            self._settle(Failed(NotStoredReason.TRUNCATED))
-            self._chunks = None
+            if not self.finished:
+                self._give_up(NotStoredReason.TRUNCATED if self.error is None else NotStoredReason.FAILED)
+            self._release(Failed(NotStoredReason.TRUNCATED))
             self._direct.set()
-            self._release()
+            if self._leave is not None:
+                self._leave.cancel()
             self._wake()
 
     async def _receive(self) -> Message:
         if not self._asked:
             self._asked = True
-            return {"type": "http.request", "body": self._body, "more_body": False}
-        # while the answer may be stored its computation does not depend on the client that caused it
-        await self._direct.wait()
-        return await self._client()
+            return {"type": "http.request", "body": self._body or b"", "more_body": False}
+        message = await self._client()
+        while self._unread and message["type"] == "http.request":  # the end of the body, which the app has had above
+            self._unread = message.get("more_body", False)
+            message = await self._client()
+        if message["type"] == "http.disconnect" and not self._direct.is_set():
+            # others may wait for this answer, or soon ask for it: its client alone does not end it
+            self._end_later()
+            await self._direct.wait()
+        return message
 
     async def _send(self, message: Message) -> None:
-        kind = message["type"]
-        if kind == "http.response.body":
-            message = self._copy(message)
-        elif kind == "http.response.start":
-            self._begin(message)
-        elif kind not in _HARMLESS:  # trailers, pathsend, zerocopysend and whatever comes after them
-            self._give_up(NotStoredReason.UNBUFFERED)
-            self._finished = kind == "http.response.pathsend" or (
-                kind == "http.response.trailers" and not message.get("more_trailers", False)
-            )
-        self._messages.append(message)
-        complete = self._completed() if self._finished else None
-        self._wake()
-        if complete is not None:
-            await self._keep(complete)
-            self._release()
-        elif self._chunks is None and not self._finished and len(self._messages) >= _IN_FLIGHT:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+        match message["type"]:
+            case "http.response.body":
+                message = self._copy(message)
+            case "http.response.start":
+                message = self._begin(message)
+            case kind if kind not in _HARMLESS:  # trailers, pathsend, zerocopysend and whatever comes after them
+                self._give_up(NotStoredReason.UNBUFFERED)
+                self.finished = kind == "http.response.pathsend" or (
+                    kind == "http.response.trailers" and not message.get("more_trailers", False)
+                )
+        if not self._detached:
+            self._messages.append(message)
+        if self.finished:
+            response = self._completed()
+            self._wake()
+            if response is not None:
+                await self._store(response)
+        elif self._copied is not None:
+            if self._wake() and message.get("more_body", False):
+                # an app that never waits between two pieces would keep the first from its client
+                await asyncio.sleep(0)
+        elif self._detached:
+            self.task.cancel()
+            await asyncio.sleep(0)  # for an app that waits for nothing else
+        else:
+            self._wake()
+            while len(self._messages) >= _IN_FLIGHT:
+                self._room.clear()
+                await self._room.wait()
 
-    def _begin(self, message: Message) -> None:
-        self._start = message
-        headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
-        decision = self._decide(message["status"], headers, bool(message.get("trailers", False)))
+    def _begin(self, message: Message) -> Message:
+        if self._headers is not None:  # a second start: the server will refuse it
+            self._give_up(NotStoredReason.FAILED)
+            return message
+        # a copy: the list stays the app's, and what is decided on is what is stored
+        self._headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
+        self._status, self._trailers = message["status"], bool(message.get("trailers", False))
+        decision = self._decide(self._status, self._headers, self._trailers)
         if isinstance(decision, NotStoredReason):
             self._give_up(decision)
+        return {**message, "headers": list(self._headers)}
 
     def _copy(self, message: Message) -> Message:
         body = message.get("body", b"")
         if not isinstance(body, bytes):  # a buffer that the app may use again
             body = bytes(body)
             message = {**message, "body": body}
-        if self._chunks is not None:
+        if self._copied is not None and not self.finished:
             self._size += len(body)
-            if self._size > self._max_body:
+            self._copied.append(body)
+            if self._size > self._max_body or len(self._copied) > _MOST_PIECES:
                 self._give_up(NotStoredReason.TOO_LARGE)
-            else:
-                self._chunks.append(body)
-        if not message.get("more_body", False) and not (self._start or {}).get("trailers", False):
-            self._finished = True
+        if not message.get("more_body", False) and not self._trailers:
+            self.finished = True
         return message
 
-    def _completed(self) -> Complete | None:
+    def _completed(self) -> StoredResponse | None:
         """At the last message: the whole answer, unless it is not to be stored or not whole."""
-        chunks, self._chunks = self._chunks, None
-        self._direct.set()
-        if chunks is None or self._start is None:
+        copied, self._copied = self._copied, None
+        if copied is None:
             return None
-        headers = tuple((bytes(name), bytes(value)) for name, value in self._start.get("headers", ()))
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        announced = [value for name, value in headers if name.lower() == b"content-length"]
+        if self._headers is None:  # a body without a start: the server will refuse it
+            self._give_up(NotStoredReason.FAILED)
+            return None
+        body = copied[0] if len(copied) == 1 else b"".join(copied)
+        announced = [value for name, value in self._headers if name.lower() == b"content-length"]
         if any(value.strip() != b"%d" % len(body) for value in announced):
             self._give_up(NotStoredReason.TRUNCATED)
             return None
-        complete = Complete(self._start["status"], headers, body)
-        self._settle(complete)
-        return complete
+        self.complete = _stored(self._status, self._headers, body, self._ttl)
+        if not self.outcome.done():
+            self.outcome.set_result(Complete(self.complete))
+        return self.complete
+
+    async def _store(self, response: StoredResponse) -> None:
+        try:
+            self.not_stored = await self._keep(response)
+        except Exception as error:  # noqa: BLE001 - the app has answered; that nothing was kept is not its failure
+            self.not_stored = NotStoredReason.BACKEND
+            self._report("an answer could not be stored", error)
+        finally:
+            self._release()
+            # not before: an app that hears that its client has gone stops sending, and storing with it
+            self._direct.set()
+
+    # --- the end -------------------------------------------------------------------------------------------
 
     def _give_up(self, reason: NotStoredReason) -> None:
-        self._chunks = None
-        status = self._start["status"] if self._start is not None else 0
-        failed = status >= 500 or reason is NotStoredReason.TRUNCATED  # noqa: PLR2004
-        self._settle(Failed(reason) if failed else Unstorable(reason))
+        """Store nothing: followers go on, and app and client are connected directly."""
+        self._copied = None
         self._direct.set()
-        if self._detached:
-            self.task.cancel()
+        if self.not_stored is None and self.complete is None:
+            self.not_stored = reason
+            failed = self._status >= 500 or reason in (NotStoredReason.TRUNCATED, NotStoredReason.FAILED)  # noqa: PLR2004
+            outcome = Failed(reason) if failed else Unstorable(reason)
+            self._gave_up(outcome)
+            self._release(outcome)
 
-    def _settle(self, outcome: Outcome) -> None:
-        if not self.outcome.done():
+    def _release(self, outcome: Unstorable | Failed | None = None) -> None:
+        """Let the followers go, and nobody else begin to follow."""
+        self._overdue.cancel()
+        if outcome is not None and not self.outcome.done():
             self.outcome.set_result(outcome)
-            if not isinstance(outcome, Complete):
-                self.not_stored = outcome.reason
-                self._release()
-
-    def _release(self) -> None:
         released, self._released = self._released, None
         if released is not None:
             released()
 
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+    def _end_later(self) -> None:
+        if self._leave is None:
+            self._leave = asyncio.get_running_loop().call_later(_DETACHED, self._end)
+
+    def _end(self) -> None:
+        """Tell the app that its client has gone, long ago; end it if its leader is gone too."""
+        if not self.finished:
+            self._give_up(NotStoredReason.TRUNCATED)
+        if self._detached:
+            self.task.cancel()
+
+    def _report(self, what: str, error: Exception) -> None:
+        asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error, "task": self.task})
+
+    def _wake(self) -> bool:
+        """Wake the leader; False if it was not waiting."""
+        if self._news is None or self._news.done():
+            return False
+        self._news.set_result(None)
+        return True
+
+
+def _stored(status: int, headers: Headers, body: bytes, ttl: float) -> StoredResponse:
+    kept = tuple((name, value) for name, value in end_to_end(headers) if name not in (b"content-length", b"age"))
+    etag = first(headers, b"etag")
+    if etag is None:
+        etag = entity_tag(body, first(headers, b"content-type"))
+        kept = (*kept, (b"etag", etag))
+    if status != 204:  # RFC 9110 §8.6  # noqa: PLR2004
+        kept = (*kept, (b"content-length", b"%d" % len(body)))
+    age = first(headers, b"age") or b""
+    initial = int(age) if age.isdigit() and len(age) < 10 else 0  # noqa: PLR2004
+    return StoredResponse(status, kept, body, etag, time.time(), ttl, initial)

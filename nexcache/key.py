@@ -15,7 +15,9 @@ from importlib.resources import files
 from typing import Final
 
 from nexcache.asgi import Scope
+from nexcache.errors import ConfigurationError
 from nexcache.policy import Policy
+from nexcache.semantics.headers import spellings
 from nexcache.telemetry.names import Bypass
 
 FORMAT: Final = 1
@@ -25,10 +27,25 @@ LONGEST_REQUEST: Final = 16 * 1024
 """Bytes of one canonical request; a longer one is not worth a key."""
 
 _SAFE: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
-_FORWARDED_PAIR: Final = re.compile(rb'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=([^\s",;]*|"[^"\\]*")\s*(?:[;,]|$)')
+_FORWARDED_PAIR: Final = re.compile(rb'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=([^\s",;]*|"[^"\\]*")\s*(?:[;,]|\Z)')
 _table: Final = tomllib.loads((files("nexcache") / "request_headers.toml").read_text())
 KEYED: Final[frozenset[bytes]] = frozenset(name.encode() for name in _table["keyed"])
 BYPASSING: Final[frozenset[bytes]] = frozenset(name.encode() for name in _table["bypass"])
+_ROLES: Final = {
+    b"host": "host",
+    b"forwarded": "forwarded",
+    b"content-length": "length",
+    b"transfer-encoding": "body",
+    b"content-type": "media",
+    b"content-encoding": "media",
+    b"if-none-match": "none-match",
+    b"if-modified-since": "conditional",
+    b"if-match": "precondition",
+    b"if-unmodified-since": "precondition",
+    b"range": "range",
+    b"cache-control": "control",
+}
+"""What the request fields do that HTTP itself gives a meaning."""
 
 
 @lru_cache(maxsize=8192)
@@ -41,7 +58,10 @@ def segment(name: str) -> bytes:
 def name_of(encoded: bytes) -> str:
     """Undo `segment`."""
     plain = re.sub(rb"%([0-9A-F]{2})", lambda match: bytes((int(match[1], 16),)), encoded)
-    return plain.decode("utf-8", "surrogatepass")
+    try:
+        return plain.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:  # not written by `segment`
+        return plain.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +82,28 @@ class HeaderRules:
     """
 
     def __init__(self, credentials: Iterable[str], policies: Iterable[Policy], *, principal: bool) -> None:
-        varied = {name.encode() for policy in policies for name in policy.vary}
-        self._roles: dict[bytes, str] = {
-            **dict.fromkeys(varied, "vary"),
-            **dict.fromkeys(KEYED, "keyed"),
-            **dict.fromkeys(BYPASSING, "override"),
-            b"host": "host",
-            b"forwarded": "forwarded",
-            b"content-length": "length",
-            b"transfer-encoding": "body",
-            b"if-none-match": "none-match",
-            b"if-modified-since": "conditional",
-            b"if-match": "precondition",
-            b"if-unmodified-since": "precondition",
-            b"range": "range",
-            b"cache-control": "control",
-        }
+        if isinstance(credentials, str):
+            raise ConfigurationError(f"credentials takes a list of header fields, such as [{credentials!a}]")
+        fields = [name.lower() for name in credentials]
+        self._roles: dict[bytes, str] = {}
+        for names, role in (
+            (fields, "credential"),
+            ((name for policy in policies for name in policy.vary), "vary"),
+            (_table["keyed"], "keyed"),
+            (_table["bypass"], "override"),
+        ):
+            self._roles.update((spelling, role) for name in names for spelling in spellings(name))
+        self._roles |= _ROLES
         self._principal = principal
-        self._credentials = frozenset(name.lower().encode() for name in credentials)
-        for name in self._credentials:
-            self._roles.setdefault(name, "credential")
+        self._authenticating = frozenset(name.encode() for name in fields) - {b"cookie"} if principal else frozenset()
+        self._credentials = frozenset(spelling for name in fields for spelling in spellings(name))
+        for name in fields:
+            if self._roles[name.encode()] not in ("credential", "vary"):
+                raise ConfigurationError(f"credentials: {name} is read by the cache itself and cannot be a credential")
 
     def covered(self, policy: Policy) -> frozenset[bytes]:
         """Return the request fields by which a response may vary, because they are part of the key."""
-        authenticated = self._credentials - {b"cookie"} if self._principal else frozenset()
-        return (KEYED - {b"forwarded"}) | authenticated | {name.encode() for name in policy.vary}
+        return (KEYED - {b"forwarded"}) | self._authenticating | {name.encode() for name in policy.vary}
 
     def read(self, method: str, headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Keyed | Bypass:
         """Return what is keyed, or why the cache must not be asked."""
@@ -109,7 +126,7 @@ class HeaderRules:
                 case "credential" | "vary":
                     if not trusted and name in self._credentials:
                         return Bypass.AUTHORIZATION
-                    if role == "vary" and name.decode("latin-1") in policy.vary:
+                    if role == "vary" and _is_among(name, policy.vary):
                         fields.append((name, value))
                 case "none-match":
                     none_match = value if none_match is None else none_match + b", " + value
@@ -121,8 +138,11 @@ class HeaderRules:
                 case "body":
                     if not has_body:
                         return Bypass.BODY
+                case "media":
+                    if has_body or _is_among(name, policy.vary):
+                        fields.append((name, value))
                 case "forwarded":
-                    fields.append((name, _without_machines(value)))
+                    fields.append((name, value if "forwarded" in policy.vary else _without_machines(value)))
                 case "override":
                     return Bypass.OVERRIDE
                 case "precondition":
@@ -137,17 +157,25 @@ class HeaderRules:
         return Keyed(tuple(fields), none_match, conditional)
 
 
+def _is_among(name: bytes, varied: Iterable[str]) -> bool:
+    dashed = name.decode("latin-1").replace("_", "-")
+    return any(dashed == each.replace("_", "-") for each in varied)
+
+
 def _without_machines(value: bytes) -> bytes:
-    """Drop `for` and `by` of a Forwarded field (RFC 7239 §4); a value of another shape is kept whole."""
-    kept, position = [], 0
+    """Blank `for` and `by` of a Forwarded field (RFC 7239 §4); a value of another shape is kept whole."""
+    kept: list[bytes] = []
+    position = 0
     while position < len(value):
         match = _FORWARDED_PAIR.match(value, position)
         if match is None:
             return value
-        if match[1].lower() not in (b"for", b"by"):
-            kept.append(match[1].lower() + b"=" + match[2])
+        if match[1].lower() in (b"for", b"by"):
+            kept += (value[position : match.start(2)], value[match.end(2) : match.end()])
+        else:
+            kept.append(match[0])
         position = match.end()
-    return b";".join(kept)
+    return b"".join(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +270,7 @@ class KeySpace:
             self._format,
             policy.op.encode("utf-8", "surrogatepass"),
             policy.version.encode(),
+            policy.shape,
             tenant.encode("utf-8", "surrogatepass"),
             b"-" if principal is None else b"=" + principal.encode("utf-8", "surrogatepass"),
             b"GET" if method == "HEAD" else method.encode(),

@@ -91,7 +91,10 @@ class Ledger:
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await self.flush()
+            try:
+                await self.flush()
+            except StoreError:
+                pass  # what happened last is lost to the sums, as after a crash
 
     async def of(self, tenant: str) -> Statistics:
         """Return a tenant's statistics, of all processes if the store answers."""

@@ -7,23 +7,33 @@ import asyncio
 import inspect
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, TypeAlias
+from contextlib import nullcontext
+from hashlib import blake2b
+from typing import Final, Protocol
 
-from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
+from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from nexcache.collapse import Flights
-from nexcache.entries import Entries, Found, Live, Missing
+from nexcache.entries import Entries, Found, Missing, Raw
 from nexcache.errors import ConfigurationError
-from nexcache.fill import Complete, Failed, Fill
+from nexcache.fill import Complete, Failed, Fill, Unstorable
 from nexcache.invalidation.generations import Snapshot
-from nexcache.key import LONGEST_REQUEST, CacheKey, Keyed, HeaderRules, KeySpace
+from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
 from nexcache.policy import Matched, Policies, Policy, TagsInvalid, size_in_bytes, tags_of
 from nexcache.refresh import CREDENTIALS, REFRESH, Recent, Refreshing, Target, Warms
 from nexcache.semantics import cache_status
-from nexcache.semantics.headers import end_to_end, first
-from nexcache.semantics.reuse import REVALIDATE, Prepared, answer, current_age, prepare, time_to_live
+from nexcache.semantics.headers import first, spellings
+from nexcache.semantics.reuse import (
+    NOT_MODIFIED,
+    REVALIDATE,
+    Prepared,
+    answer,
+    current_age,
+    prepare,
+    time_to_live,
+)
 from nexcache.semantics.storing import may_store
-from nexcache.semantics.validation import entity_tag, none_match
+from nexcache.semantics.validation import none_match, not_modified_headers
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
@@ -31,6 +41,11 @@ from nexcache.tenants import Resolver, is_valid_id
 
 _BODY_KEYED: Final = 64 * 1024
 """Bytes of a request's body that may be part of a key."""
+
+_WITH_BODY: Final = ("POST", "QUERY")
+
+_FOLLOWS: Final = 2
+"""Fills that a request follows while they fail: the first, and its one successor."""
 
 
 class ResponseCache(Protocol):
@@ -87,18 +102,51 @@ class ResponseCache(Protocol):
 class _Request:
     """What is known of one request on its way through; local to one call."""
 
-    __slots__ = ("counts", "if_none_match", "key", "operation", "policy", "principal", "span", "started", "tenant")
+    __slots__ = (
+        "body",
+        "client",
+        "counts",
+        "ended",
+        "if_none_match",
+        "index",
+        "key",
+        "matched",
+        "method",
+        "operation",
+        "policy",
+        "principal",
+        "receive",
+        "refreshing",
+        "scope",
+        "send",
+        "span",
+        "started",
+        "tenant",
+    )
 
-    def __init__(self, policy: Policy, started: float) -> None:
-        self.policy = policy
-        self.operation = policy.op
-        self.started = started
+    def __init__(self, matched: Matched, scope: Scope, receive: Receive, send: Send) -> None:
+        self.started = time.perf_counter()
+        self.matched = matched
+        self.policy = matched.policy
+        self.index = matched.index
+        self.operation = matched.policy.op
+        self.scope = scope
+        self.client = receive
+        """What comes from the client next."""
+        self.receive = receive
+        """What the app reads: the request from its start."""
+        self.send = send
+        self.method: str = scope["method"]
         self.tenant = ""
         self.principal: str | None = None
         self.if_none_match: bytes | None = None
-        self.span: RequestSpan | None = None
+        self.body: bytes | None = None
+        """None where there is none, and nobody has read that."""
         self.key: CacheKey | None = None
+        self.span: RequestSpan | None = None
+        self.refreshing: Refreshing | None = None
         self.counts: OperationCounts
+        self.ended = False
 
 
 class CacheMiddleware:
@@ -134,10 +182,12 @@ class CacheMiddleware:
         self._max_body = [size_in_bytes(policy.max_body) for policy in self._policies.all]
         self._keyed = [self._headers.covered(policy) for policy in self._policies.all]
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
+        self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
         self._started = False
         cache.register(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, from the cache if it may be; everything that is no HTTP request passes untouched."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._lifespan(scope, receive, send)
@@ -145,53 +195,53 @@ class CacheMiddleware:
                 await self.app(scope, receive, send)
             return
         cache = self._cache
-        matched = self._policies.match(_route_path(scope))
+        matched = self._match(scope)
         if matched is None or not cache.enabled:
             await self.app(scope, receive, send)
             return
         if not self._started:
             await self._start()
-        request = _Request(matched.policy, time.perf_counter())
+        request = _Request(matched, scope, receive, send)
         tracing = cache.emitter.tracing
         if tracing is not None:
             request.span = tracing.get(request.operation)
         try:
-            await self._answer(request, matched, scope, receive, send)
+            await self._answer(request)
         except BaseException:
             self._end(request, Result.ERROR)
             raise
 
-    async def _answer(self, request: _Request, matched: Matched, scope: Scope, receive: Receive, send: Send) -> None:
+    def _match(self, scope: Scope) -> Matched | None:
+        return self._policies.match(_route_path(scope))
+
+    async def _answer(self, request: _Request) -> None:
         """Follow one request of a path with a policy: bypass, hit, or miss."""
-        policy, cache = request.policy, self._cache
-        identity = await self._identify(scope, matched)
-        if isinstance(identity, Bypass):
-            await self._bypass(request, identity, scope, receive, send)
+        policy, cache, scope = request.policy, self._cache, request.scope
+        reason = await self._identify(request)
+        if reason is not None:
+            await self._bypass(request, reason)
             return
-        request.tenant, request.principal = identity
-        method: str = scope["method"]
+        method = request.method
         if method not in policy.methods and not (method == "HEAD" and "GET" in policy.methods):
-            await self._bypass(request, Bypass.METHOD, scope, receive, send)
+            await self._bypass(request, Bypass.METHOD)
             return
         if cache.is_disabled(policy.op):
-            await self._bypass(request, Bypass.DISABLED, scope, receive, send)
+            await self._bypass(request, Bypass.DISABLED)
             return
         keyed = self._headers.read(method, scope["headers"], policy)
         if isinstance(keyed, Bypass):
-            await self._bypass(request, keyed, scope, receive, send)
+            await self._bypass(request, keyed)
             return
         request.if_none_match = keyed.if_none_match
-        body = b""
-        if method in ("POST", "QUERY"):
-            read = await _read_body(receive)
-            if isinstance(read, _Replayed):
-                await self._bypass(request, Bypass.BODY, scope, read.receive, send)
+        if method in _WITH_BODY:
+            request.body = await self._read_body(request)
+            if request.body is None:
+                await self._bypass(request, Bypass.BODY)
                 return
-            body = read
         raw = (
             request.tenant,
             request.principal,
-            matched.index,
+            request.index,
             "GET" if method == "HEAD" else method,
             scope["path"],
             scope.get("raw_path"),
@@ -199,32 +249,21 @@ class CacheMiddleware:
             scope.get("root_path"),
             scope.get("scheme"),
             keyed.fields,
-            body,
+            _digest(request.body) if request.body else None,
         )
-        live: Live | None = None
         if cache.entries.in_process and REFRESH not in scope:
             live = cache.entries.memory.peek(raw)
             if live is not None:
                 request.counts = live.counts
-                await self._hit(request, live.prepared, Tier.MEMORY, method, live.name, send)
+                await self._hit(request, live.prepared, Tier.MEMORY, live.name)
                 return
-        await self._look(request, matched, keyed, raw, body, scope, receive, send)
+        await self._look(request, keyed, raw)
 
-    async def _look(
-        self,
-        request: _Request,
-        matched: Matched,
-        keyed: Keyed,
-        raw: tuple[object, ...],
-        body: bytes,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
+    async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
-        policy, cache = request.policy, self._cache
+        policy, cache, scope = request.policy, self._cache, request.scope
         query: bytes = scope["query_string"]
-        tags = tags_of(policy, matched.parameters, query)
+        tags = tags_of(policy, request.matched.parameters, query)
         canonical = cache.keys.canonical(
             scope,
             policy,
@@ -232,21 +271,22 @@ class CacheMiddleware:
             tenant=request.tenant,
             principal=request.principal,
             query=query if policy.query is None else policy.query.canonical(query),
-            body=body,
+            body=request.body or b"",
         )
         if isinstance(tags, TagsInvalid) or len(canonical) > LONGEST_REQUEST:
-            await self._bypass(request, Bypass.KEY_TOO_LONG, scope, _replay(body, receive), send)
+            await self._bypass(request, Bypass.KEY_TOO_LONG)
             return
         request.counts = cache.counts.of(request.tenant, policy.op)
         key = request.key = cache.keys.key(request.tenant, policy.op, canonical, tags)
-        refreshing: Refreshing | None = scope.get(REFRESH)
+        refreshing = request.refreshing = scope.get(REFRESH)
         if refreshing is None:
-            cache.recent.note(request.tenant, policy.op, _target(scope, keyed, body))
+            fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
+            cache.recent.note(request.tenant, policy.op, _target(scope, fields, request.body or b""))
         elif refreshing.tenant == request.tenant:
             request.counts = OperationCounts()  # nobody asked: nothing that the statistics tell of
         else:
             return
-        takeovers = 0
+        followed = 0
         while True:
             deadline = asyncio.get_running_loop().time() + cache.store_budget
             looked = await self._lookup(key, deadline)
@@ -255,32 +295,31 @@ class CacheMiddleware:
             if isinstance(looked, Found):
                 if looked.live is not None and cache.entries.in_process:
                     cache.entries.memory.alias(raw, looked.live)
-                await self._hit(request, looked.prepared, looked.tier, scope["method"], key.name, send)
+                await self._hit(request, looked.prepared, looked.tier, key.name)
                 return
-            if scope["method"] == "HEAD":  # a HEAD is answered from a GET's entry, and never makes one
-                await self._forward(request, scope, receive, send)
+            if request.method == "HEAD":  # a HEAD is answered from a GET's entry, and never makes one
+                status = cache_status.forwarded("uri-miss", detail=NotStoredReason.METHOD)
+                await self._forward(request, status)
+                self._end(request, Result.MISS)
                 return
-            waits = cache.flights.waits(key) and takeovers < 2  # noqa: PLR2004 - the first leader and one successor
-            fill = cache.flights.get(key, looked.generations) if waits else None
+            shared = followed < _FOLLOWS and cache.flights.waits(key)
+            fill = cache.flights.get(key, looked.generations) if shared else None
             if fill is None:
                 snapshot = await self._capture(key, looked, deadline)
-                fill = cache.flights.get(key, snapshot.generations) if waits else None
+                fill = cache.flights.get(key, snapshot.generations) if shared else None
                 if fill is None:
-                    fill = self._start_fill(request, matched, key, snapshot, body, scope, receive, shared=waits)
-                    await self._lead(request, fill, snapshot, send)
+                    fill = self._start_fill(request, key, snapshot, shared=shared)
+                    await self._lead(request, fill, snapshot)
                     return
             fill.followers += 1
-            outcome = await asyncio.shield(fill.outcome)
-            match outcome:
-                case Complete():
-                    if refreshing is not None:
-                        refreshing.kept = True
-                    await self._follow(request, outcome, send)
+            match await asyncio.shield(fill.outcome):
+                case Complete(response):
+                    await self._follow(request, response)
                     return
                 case Failed():
-                    takeovers += 1
-                case _:
-                    takeovers = 2
+                    followed += 1
+                case Unstorable():
+                    followed = _FOLLOWS
 
     # --- computing again, on request -----------------------------------------------------------------------
 
@@ -313,19 +352,22 @@ class CacheMiddleware:
 
     # --- whose request, and which --------------------------------------------------------------------------
 
-    async def _identify(self, scope: Scope, matched: Matched) -> tuple[str, str | None] | Bypass:
+    async def _identify(self, request: _Request) -> Bypass | None:
         """Resolve tenant and principal; whatever goes wrong is a bypass, never somebody else's data."""
-        if matched.parameters:
-            scope["nexcache.parameters"] = matched.parameters
+        scope = request.scope
+        if request.matched.parameters:
+            scope["nexcache.parameters"] = request.matched.parameters
         tenant = await self._resolve("tenant", self._tenant, scope)
         if tenant is None or not is_valid_id(tenant):
             return Bypass.NO_TENANT
-        if self._principal is None:
-            return tenant, None
+        request.tenant = tenant
         if self._principal is self._tenant:
-            return tenant, tenant
-        principal = await self._resolve("principal", self._principal, scope)
-        return Bypass.NO_PRINCIPAL if principal is None else (tenant, principal)
+            request.principal = tenant
+        elif self._principal is not None:
+            request.principal = await self._resolve("principal", self._principal, scope)
+            if request.principal is None:
+                return Bypass.NO_PRINCIPAL
+        return None
 
     async def _resolve(self, hook: str, resolver: Resolver, scope: Scope) -> str | None:
         try:
@@ -357,17 +399,34 @@ class CacheMiddleware:
             lambda on_sent: cache.entries.capture(key, missing, deadline=deadline, on_sent=on_sent),
         )
 
+    async def _read_body(self, request: _Request) -> bytes | None:
+        """Read the body for the key; None if it is too long, or cut short. The app can read it again from its start."""
+        messages: list[Message] = []
+        receive, size = request.client, 0
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        request.receive = replay
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if message["type"] != "http.request" or size > _BODY_KEYED:
+                return None
+            if not message.get("more_body", False):
+                return b"".join(each.get("body", b"") for each in messages)
+
     # --- the four ways to answer ---------------------------------------------------------------------------
 
-    async def _hit(
-        self, request: _Request, prepared: Prepared, tier: Tier, method: str, name: bytes, send: Send
-    ) -> None:
+    async def _hit(self, request: _Request, prepared: Prepared, tier: Tier, name: bytes) -> None:
+        """Send a stored response: the path that all is arranged for, without a task, a timer or a copy of the body."""
         now = time.time()
         age = current_age(prepared.response, now)
         ttl = time_to_live(prepared.response, now)
         start, body = answer(
             prepared,
-            method=method,
+            method=request.method,
             if_none_match=request.if_none_match,
             age=age,
             status=cache_status.hit(ttl, tier),
@@ -379,6 +438,7 @@ class CacheMiddleware:
             counts.redis_hits += 1
         else:
             counts.fallback_hits += 1
+        request.ended = True
         duration = time.perf_counter() - request.started
         counts.hit_latency.add(duration)
         if request.span is not None or self._cache.emitter.hears(Answered):
@@ -396,123 +456,114 @@ class CacheMiddleware:
                     duration=duration,
                 ),
             )
-        await send(start)
-        await send(body)
+        await request.send(start)
+        await request.send(body)
 
-    async def _bypass(self, request: _Request, reason: Bypass, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the request to the app as if there were no cache, and say so."""
+    async def _bypass(self, request: _Request, reason: Bypass) -> None:
+        """Send the request to the app as if there were no cache."""
         request.counts = self._cache.counts.of(request.tenant or None, request.operation)
         request.counts.bypasses[reason] += 1
-        fwd = "method" if reason is Bypass.METHOD else "bypass"
-        status = cache_status.forwarded(fwd, detail=None if reason is Bypass.METHOD else reason)
-
-        async def tell(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (cache_status.NAME, status)]}
-            await send(message)
-
-        await self.app(scope, receive, tell)
+        if reason is Bypass.METHOD:
+            status = cache_status.forwarded("method")
+        else:
+            status = cache_status.forwarded("bypass", detail=reason)
+        await self._forward(request, status)
         self._end(request, Result.BYPASS, reason=reason)
 
-    async def _forward(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send a HEAD that nothing is stored for to the app."""
-        status = cache_status.forwarded("uri-miss", detail=NotStoredReason.METHOD)
+    async def _forward(self, request: _Request, status: bytes) -> None:
+        """Call the app directly; `status` tells the client why."""
+        send = request.send
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), (cache_status.NAME, status)]}
             await send(message)
 
-        await self.app(scope, receive, tell)
-        self._end(request, Result.MISS)
+        await self.app(request.scope, request.receive, tell)
 
-    async def _follow(self, request: _Request, complete: Complete, send: Send) -> None:
+    async def _follow(self, request: _Request, response: StoredResponse) -> None:
         """Answer with what was computed for another request that was waiting for the same."""
         request.counts.coalesced += 1
-        prepared = prepare(_stored(complete, ttl=0.0))
+        if request.refreshing is not None:
+            request.refreshing.kept = True
         start, body = answer(
-            prepared,
-            method="GET",
+            prepare(response),
+            method=request.method,
             if_none_match=request.if_none_match,
-            age=prepared.response.initial_age,
+            age=response.initial_age,
             status=cache_status.forwarded("uri-miss", collapsed=True),
         )
-        await send(start)
-        await send(body)
+        await request.send(start)
+        await request.send(body)
         self._end(request, Result.MISS, coalesced=True)
 
-    def _start_fill(
-        self,
-        request: _Request,
-        matched: Matched,
-        key: CacheKey,
-        snapshot: Snapshot,
-        body: bytes,
-        scope: Scope,
-        receive: Receive,
-        *,
-        shared: bool,
-    ) -> Fill:
-        policy, cache, index = request.policy, self._cache, matched.index
-        ttl, span, counts = self._ttl[index], request.span, request.counts
+    def _start_fill(self, request: _Request, key: CacheKey, snapshot: Snapshot, *, shared: bool) -> Fill:
+        """Call the app for this request and for those that wait for the same."""
+        policy, cache, index = request.policy, self._cache, request.index
+        span, counts, refreshing = request.span, request.counts, request.refreshing
         keyed, max_body = self._keyed[index], self._max_body[index]
         began = time.perf_counter()
 
-        refreshing: Refreshing | None = scope.get(REFRESH)
-
-        async def keep(complete: Complete) -> None:
+        async def keep(response: StoredResponse) -> NotStoredReason | None:
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
-            response = _stored(complete, ttl)
-            if span is None:
+            with span.put(policy.op) if span is not None else nullcontext():
                 kept = await cache.entries.keep(key, snapshot, response, counts)
-            else:
-                with span.put(policy.op):
-                    kept = await cache.entries.keep(key, snapshot, response, counts)
             if refreshing is not None:
                 refreshing.kept = bool(kept)
-            if not kept:
-                reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
-                cache.emitter.emit(NotStored(policy.op, key.tenant, reason))
+            if kept:
+                return None
+            reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
+            cache.emitter.emit(NotStored(policy.op, key.tenant, reason))
+            return reason
+
+        def gave_up(outcome: Unstorable | Failed) -> None:
+            if isinstance(outcome, Unstorable):
+                cache.flights.remember_alone(key)
+            cache.emitter.emit(NotStored(policy.op, key.tenant, outcome.reason))
 
         fill = Fill(
             app=self.app,
-            scope=_unconditional(scope),
-            receive=receive,
-            body=body,
+            scope=_unconditional(request.scope),
+            receive=request.client,
+            body=request.body,
+            ttl=self._ttl[index],
+            max_body=max_body,
             decide=lambda status, headers, trailers: may_store(
                 status, headers, statuses=policy.statuses, keyed=keyed, max_body=max_body, trailers=trailers
             ),
-            max_body=max_body,
             keep=keep,
+            gave_up=gave_up,
             around=span.fill(policy.op) if span is not None else None,
         )
         cache.flights.add(key, snapshot, fill, shared=shared)
         return fill
 
-    async def _lead(self, request: _Request, fill: Fill, snapshot: Snapshot, send: Send) -> None:
+    async def _lead(self, request: _Request, fill: Fill, snapshot: Snapshot) -> None:
         """Pass the app's messages on as they come."""
-        if_none_match, silent = request.if_none_match, False
+        silent = False
         try:
             while (message := await fill.next()) is not None:
                 if message["type"] == "http.response.start":
-                    message, silent = _first_message(message, fill, snapshot, if_none_match)
+                    message, silent = _first_message(message, fill, snapshot, request)
                 elif silent and message["type"] == "http.response.body":
                     message = {**message, "body": b""}
-                await send(message)
+                await request.send(message)
+            if fill.finished:
+                self._end(request, Result.MISS)  # what the app does in the background is not waited for by anyone
             await fill.join()
         except BaseException:
             fill.detach()
             raise
-        finally:
-            if fill.not_stored is not None and request.key is not None:
-                self._cache.flights.remember_alone(request.key)
-                self._cache.emitter.emit(NotStored(request.operation, request.tenant, fill.not_stored))
         self._end(request, Result.MISS)
 
     # --- the end -------------------------------------------------------------------------------------------
 
     def _end(self, request: _Request, result: Result, *, reason: Bypass | None = None, coalesced: bool = False) -> None:
+        """Count and tell how a request was answered; only the first time."""
+        if request.ended:
+            return
+        request.ended = True
         duration = time.perf_counter() - request.started
         if result is Result.MISS:
             request.counts.misses += 1
@@ -554,13 +605,14 @@ class CacheMiddleware:
             nonlocal answered
             answered = True
             if message["type"].startswith("lifespan.shutdown."):
-                await self._cache.aclose()
+                await self._close()
             await send(message)
 
         try:
             await self.app(scope, watch, tell)
         except Exception:
             if answered:
+                await self._close()
                 raise
         if answered:
             return
@@ -570,43 +622,45 @@ class CacheMiddleware:
             await self._start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._cache.aclose()
+        await self._close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
         self._started = True
         await self._cache.start()
 
+    async def _close(self) -> None:
+        self._started = False
+        await self._cache.aclose()
 
-_Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-
-def _first_message(
-    message: Message, fill: Fill, snapshot: Snapshot, if_none_match: bytes | None
-) -> tuple[Message, bool]:
+def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _Request) -> tuple[Message, bool]:
     """Complete the start of an answer on its way to the client; True if no body is to follow (a 304).
 
     The entity tag is known here if the app sent one, or if its body has already come in one message.
     """
-    headers: _Headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
-    detail = fill.not_stored or (Tier.FALLBACK if snapshot.tier is Tier.FALLBACK else None)
-    complete = fill.complete
-    headers.append((cache_status.NAME, cache_status.forwarded("uri-miss", stored=complete is not None, detail=detail)))
-    if fill.not_stored is not None:
+    headers: list[tuple[bytes, bytes]] = list(message["headers"])
+    complete, reason = fill.complete, fill.not_stored
+    detail = reason if reason is not None else Tier.FALLBACK if snapshot.tier is Tier.FALLBACK else None
+    stored = complete is not None and reason is None
+    status = (cache_status.NAME, cache_status.forwarded("uri-miss", stored=stored, detail=detail))
+    headers.append(status)
+    if reason is not None and complete is None:
         return {**message, "headers": headers}, False
     etag = first(headers, b"etag")
     if etag is None and complete is not None:
-        etag = entity_tag(complete.body, first(headers, b"content-type"))
+        etag = complete.etag
         headers.append((b"etag", etag))
     if first(headers, b"cache-control") is None:
         headers.append(REVALIDATE)
-    if etag is not None and if_none_match is not None and none_match(if_none_match, etag):
-        kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"content-type")]
-        return {**message, "status": 304, "headers": kept}, True
+    conditional = request.method != "POST" and 200 <= message["status"] < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
+    if conditional and etag is not None and request.if_none_match and none_match(request.if_none_match, etag):
+        kept = [*not_modified_headers((name.lower(), value) for name, value in headers), status]
+        return {**message, "status": NOT_MODIFIED, "headers": kept}, True
     return {**message, "headers": headers}, False
 
 
-def _target(scope: Scope, keyed: Keyed, body: bytes) -> Target:
+def _target(scope: Scope, fields: Headers, body: bytes) -> Target:
     method = scope["method"]
     return Target(
         "GET" if method == "HEAD" else method,
@@ -615,23 +669,9 @@ def _target(scope: Scope, keyed: Keyed, body: bytes) -> Target:
         scope["query_string"],
         scope.get("root_path", ""),
         scope.get("scheme", "http"),
-        tuple(pair for pair in keyed.fields if pair[0] not in CREDENTIALS),
+        fields,
         body,
     )
-
-
-def _stored(complete: Complete, ttl: float) -> StoredResponse:
-    headers = tuple(
-        (name, value) for name, value in end_to_end(complete.headers) if name not in (b"content-length", b"age")
-    )
-    etag = first(headers, b"etag")
-    if etag is None:
-        etag = entity_tag(complete.body, first(headers, b"content-type"))
-        headers = (*headers, (b"etag", etag))
-    headers = (*headers, (b"content-length", b"%d" % len(complete.body)))
-    age = first(complete.headers, b"age") or b""
-    initial = int(age) if age.isdigit() and len(age) < 10 else 0  # noqa: PLR2004
-    return StoredResponse(complete.status, headers, complete.body, etag, time.time(), ttl, initial)
 
 
 def _unconditional(scope: Scope) -> Scope:
@@ -651,31 +691,5 @@ def _route_path(scope: Scope) -> str:
     return path
 
 
-class _Replayed:
-    """A body that is too long to be keyed, to be read again from its start."""
-
-    def __init__(self, messages: list[Message], receive: Receive) -> None:
-        self._messages = messages
-        self._receive = receive
-
-    async def receive(self) -> Message:
-        return self._messages.pop(0) if self._messages else await self._receive()
-
-
-async def _read_body(receive: Receive) -> bytes | _Replayed:
-    messages: list[Message] = []
-    size = 0
-    while True:
-        message = await receive()
-        messages.append(message)
-        size += len(message.get("body", b""))
-        if message["type"] != "http.request" or size > _BODY_KEYED:
-            return _Replayed(messages, receive)
-        if not message.get("more_body", False):
-            return b"".join(each.get("body", b"") for each in messages)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    if not body:
-        return receive
-    return _Replayed([{"type": "http.request", "body": body, "more_body": False}], receive).receive
+def _digest(body: bytes) -> tuple[int, bytes]:
+    return len(body), blake2b(body, digest_size=16).digest()

@@ -1,20 +1,21 @@
 """Policies: which responses are cached, for how long, and what they depend on. Pure."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from fnmatch import translate
 from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from nexcache.errors import ConfigurationError, InvalidName
-from nexcache.invalidation.targets import check_name, is_glob
+from nexcache.invalidation.targets import check_name, is_glob, to_regex
 
 Duration: TypeAlias = float | str
 Size: TypeAlias = int | str
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])", re.IGNORECASE)
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])", re.IGNORECASE | re.ASCII)
+_NUMBER: Final = re.compile(r"\d+(?:\.\d*)?", re.ASCII)
 _SIZES: Final = {
     "": 1,
     "b": 1,
@@ -25,8 +26,13 @@ _SIZES: Final = {
     "gb": 1000**3,
     "gib": 1024**3,
 }
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b?)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b?)", re.IGNORECASE | re.ASCII)
+_LARGEST: Final = 2**40
 _MOST_TAGS: Final = 32
+_LONGEST_QUERY: Final = 16 * 1024
+_LONGEST_PATH: Final = 4096
+_REMEMBERED_PATH: Final = 512
+_LONGEST_VERSION: Final = 64
 LONGEST: Final = 30 * 86400.0
 """Seconds after which an entry leaves the store whatever its policy says."""
 
@@ -41,24 +47,38 @@ _CONVERTORS: Final = {
 _PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_][a-zA-Z0-9_]*))?\}")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "QUERY"))
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_ACTED_ON: Final = frozenset(
+    (
+        "cache-control",
+        "content-length",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-unmodified-since",
+        "range",
+        "transfer-encoding",
+    )
+)
+"""Request fields that make the cache do something; no handler behind it can be asked to tell requests apart by them."""
 
 
 def seconds(duration: Duration, name: str = "duration") -> float:
     """Read a duration given in seconds or as text such as `"2m"` or `"1h30m"`; raises ConfigurationError."""
     if isinstance(duration, int | float) and not isinstance(duration, bool):
-        value = float(duration)
+        value = duration
     else:
         text = str(duration).strip()
         parts = _DURATION.findall(text)
-        if text.replace(".", "", 1).isdigit():
+        if _NUMBER.fullmatch(text):
             value = float(text)
         elif parts and "".join(_DURATION.split(text)[::3]).strip() == "":
             value = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
         else:
             raise ConfigurationError(f'{name} must be seconds or text such as "90s", "2m" or "1h30m", not {text!a}')
-    if not 0 <= value < float("inf"):
-        raise ConfigurationError(f"{name} must be a finite number of seconds, not negative: {value}")
-    return value
+    if not 0 <= value <= _LARGEST:
+        raise ConfigurationError(f"{name} must be a finite number of seconds, and not negative")
+    return float(value)
 
 
 def size_in_bytes(size: Size, name: str = "size") -> int:
@@ -67,7 +87,10 @@ def size_in_bytes(size: Size, name: str = "size") -> int:
     unit = match.group(2).lower() if match else None
     if match is None or unit not in _SIZES:
         raise ConfigurationError(f'{name} must be bytes or text such as "64KiB" or "1MiB", not {size!a}')
-    return int(float(match.group(1)) * _SIZES[unit])
+    value = float(match.group(1)) * _SIZES[unit]
+    if value > _LARGEST:
+        raise ConfigurationError(f"{name} must be at most 1 TiB")
+    return int(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +110,33 @@ class Query:
             raise ConfigurationError("Query takes either allow=… or ignore=…, not both")
         names = self.allow if self.allow is not None else self.ignore
         if isinstance(names, str):
-            raise ConfigurationError(f'Query takes a list of names, such as ["{names}"], not one string')
-        pattern = re.compile("|".join(f"(?:{translate(name)})" for name in names) or r"(?!)", re.DOTALL)
+            raise ConfigurationError(f"Query takes a list of names, such as [{names!a}], not one string")
+        names = tuple(names)
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigurationError("Query takes names of parameters, which are strings")
+        pattern = re.compile("|".join(f"(?:{to_regex(name)})" for name in names) or r"(?!)")
         wanted = self.allow is not None
+        object.__setattr__(self, "allow" if wanted else "ignore", names)
         object.__setattr__(self, "_kept", lambda name: (pattern.match(name) is not None) is wanted)
 
     def canonical(self, query: bytes) -> bytes:
         """Return the parameters that are keyed, ordered by name; those of one name keep their order.
 
-        Raw spellings stay as they are: two spellings of one value are two keys, never one.
+        Raw spellings stay as they are: two spellings of one value are two keys, never one. A query that holds `;`,
+        which some parsers take for `&`, is kept whole: nobody can hide a parameter in one that is left out.
         """
+        if b";" in query or len(query) > _LONGEST_QUERY:  # the latter is too long for a key, whatever it holds
+            return query
         kept = []
         for part in query.split(b"&"):
             name = _decode(part.partition(b"=")[0])
             if part and self._kept(name):
                 kept.append((name, part))
         return b"&".join(part for _, part in sorted(kept, key=lambda pair: pair[0]))
+
+    def keeps(self, name: str) -> bool:
+        """Whether the parameter of this (decoded) name is part of the key."""
+        return self._kept(name)
 
 
 def _decode(text: bytes) -> str:
@@ -111,13 +145,12 @@ def _decode(text: bytes) -> str:
 
 def query_parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
     """Decode a query string; repeated names keep all their values."""
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[str]] = {}
     for part in query.split(b"&"):
         if part:
             name, _, value = part.partition(b"=")
-            decoded = _decode(name)
-            found[decoded] = (*found.get(decoded, ()), _decode(value))
-    return found
+            found.setdefault(_decode(name), []).append(_decode(value))
+    return {name: tuple(values) for name, values in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,38 +175,78 @@ class Policy:
     max_body: Size = "1MiB"
     share_authenticated: bool = False
     version: str = ""
+    shape: bytes = field(init=False, repr=False, compare=False, default=b"")
+    """What is keyed beside the path: a policy that learns of another parameter finds no entry of its former self."""
 
     def __post_init__(self) -> None:
         where = f"Policy({self.path!a})"
+        path: object = self.path
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ConfigurationError(f"{where}: the path must be a string that starts with a slash")
+        parameters = frozenset(_compile(self.path).groupindex)
         try:
             check_name("operation", self.op)
         except InvalidName as error:
             raise ConfigurationError(f"{where}: {error}") from error
         if is_glob(self.op):
             raise ConfigurationError(f"{where}: op names one operation, so it cannot contain * or ?: {self.op!a}")
-        if not self.path.startswith("/"):
-            raise ConfigurationError(f"{where}: the path must start with a slash")
         for name in ("methods", "statuses", "vary", "tags"):
-            if isinstance(getattr(self, name), str):
-                raise ConfigurationError(f"{where}: {name} takes a tuple, not one string")
-        if self.ttl is not None and seconds(self.ttl, f"{where}: ttl") <= 0:
-            raise ConfigurationError(f"{where}: ttl must be more than 0 seconds")
-        if self.ttl is not None and seconds(self.ttl) > LONGEST:
-            raise ConfigurationError(f"{where}: ttl is at most 30 days")
+            if isinstance(value := getattr(self, name), str) or not isinstance(value, Sequence | AbstractSet):
+                raise ConfigurationError(f"{where}: {name} takes a list or a tuple, not {type(value).__name__}")
+        if self.ttl is not None and not 0 < seconds(self.ttl, f"{where}: ttl") <= LONGEST:
+            raise ConfigurationError(f"{where}: ttl must be more than 0 seconds and at most 30 days")
         size_in_bytes(self.max_body, f"{where}: max_body")
-        methods = tuple(method.upper() for method in self.methods)
-        if not methods or not set(methods) <= _METHODS:
-            raise ConfigurationError(f"{where}: methods are {', '.join(sorted(_METHODS))}, not {self.methods!a}")
+        methods = tuple(str(method).upper() for method in self.methods)
+        if not set(methods) <= _METHODS or not set(methods) - {"HEAD"}:
+            raise ConfigurationError(f"{where}: methods are GET, POST, QUERY, or HEAD with GET, not {self.methods!a}")
         object.__setattr__(self, "methods", methods)
-        if not all(200 <= status <= 599 and status not in (206, 304) for status in self.statuses):  # noqa: PLR2004
-            raise ConfigurationError(f"{where}: statuses are final status codes other than 206 and 304")
-        object.__setattr__(self, "vary", tuple(sorted({name.lower() for name in self.vary})))
-        if "*" in self.vary:
-            raise ConfigurationError(f"{where}: vary names header fields; `*` would match no two requests")
+        statuses = tuple(self.statuses)
+        if not statuses or not all(type(status) is int and 200 <= status <= 599 for status in statuses):  # noqa: PLR2004
+            raise ConfigurationError(f"{where}: statuses are numbers from 200 to 599, at least one")
+        if not set(statuses).isdisjoint((206, 304)):
+            raise ConfigurationError(f"{where}: 206 and 304 are parts of an answer, which cannot be stored as one")
+        object.__setattr__(self, "statuses", statuses)
+        object.__setattr__(self, "vary", _varied(self.vary, where))
+        if self.query is not None and not isinstance(self.query, Query):
+            raise ConfigurationError(f"{where}: query takes Query(allow=…) or Query(ignore=…)")
+        object.__setattr__(self, "tags", tuple(self.tags))
+        if len(self.tags) > _MOST_TAGS:
+            raise ConfigurationError(f"{where}: more than {_MOST_TAGS} tags")
         for template in self.tags:
-            if set("{}") & set(_PLACEHOLDER.sub("", template)) or not all(_PLACEHOLDER.findall(template)):
-                raise ConfigurationError(f"{where}: a tag's placeholder is written {{name}}: {template!a}")
-        _compile(self.path)
+            self._check_tag(template, parameters, where)
+        version: object = self.version
+        if not isinstance(version, str) or not version.isprintable() or len(version) > _LONGEST_VERSION:
+            raise ConfigurationError(f"{where}: version is a string of at most {_LONGEST_VERSION} printable characters")
+        rule = None if self.query is None else (self.query.allow, self.query.ignore)
+        object.__setattr__(self, "shape", ascii((self.vary, rule)).encode())
+
+    def _check_tag(self, template: object, parameters: Collection[str], where: str) -> None:
+        if not isinstance(template, str):
+            raise ConfigurationError(f"{where}: a tag is a string, not {type(template).__name__}")
+        names: list[str] = _PLACEHOLDER.findall(template)
+        if set("{}") & set(_PLACEHOLDER.sub("", template)) or not all(names):
+            raise ConfigurationError(f"{where}: a tag's placeholder is written {{name}}: {template!a}")
+        try:
+            check_name("tag", _PLACEHOLDER.sub("x", template))
+        except InvalidName as error:
+            raise ConfigurationError(f"{where}: {error}") from error
+        for name in names:
+            if name not in parameters and self.query is not None and not self.query.keeps(name):
+                raise ConfigurationError(
+                    f"{where}: the tag {template!a} needs the query parameter {name!a}, which query= does not key"
+                )
+
+
+def _varied(names: Iterable[str], where: str) -> tuple[str, ...]:
+    fields = {str(name).lower() for name in names}
+    if "*" in fields:
+        raise ConfigurationError(f"{where}: vary names header fields; `*` would match no two requests")
+    for name in sorted(fields):
+        if not _TOKEN.fullmatch(name):
+            raise ConfigurationError(f"{where}: vary: not the name of a header field: {name!a}")
+        if name in _ACTED_ON:
+            raise ConfigurationError(f"{where}: vary: {name} tells the cache what to do, so it cannot be part of a key")
+    return tuple(sorted(fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +260,8 @@ def tags_of(policy: Policy, parameters: Mapping[str, str], query: bytes) -> tupl
     """Fill a policy's tag templates from a request; sorted, without repetition."""
     if not policy.tags:
         return ()
+    if len(query) > _LONGEST_QUERY:
+        return TagsInvalid("the query is too long")
     from_query = query_parameters(query)
     tags: set[str] = set()
     for template in policy.tags:
@@ -194,9 +269,9 @@ def tags_of(policy: Policy, parameters: Mapping[str, str], query: bytes) -> tupl
         filled = [literals[0]]
         for name, literal in zip(literals[1::2], literals[2::2], strict=True):
             found = (parameters[name],) if name in parameters else from_query.get(name, ())
-            filled = [start + value + literal for start in filled for value in found]
-            if len(filled) > _MOST_TAGS:
+            if len(filled) * len(found) > _MOST_TAGS:
                 return TagsInvalid(f"more than {_MOST_TAGS} tags")
+            filled = [start + value + literal for start in filled for value in found]
         tags.update(filled)
     if len(tags) > _MOST_TAGS:
         return TagsInvalid(f"more than {_MOST_TAGS} tags")
@@ -229,11 +304,15 @@ class Policies:
             return self._seen[path]
         except KeyError:
             pass
+        if len(path) > _LONGEST_PATH:  # no room for it in a key, and some templates take quadratic time
+            return None
         found = None
         for pattern, policy, index in self._compiled:
             if match := pattern.fullmatch(path):
                 found = Matched(policy, index, match.groupdict())
                 break
+        if len(path) > _REMEMBERED_PATH:
+            return found
         if len(self._seen) >= 4096:  # noqa: PLR2004 - paths come from outside: forget all rather than grow
             self._seen.clear()
         self._seen[path] = found

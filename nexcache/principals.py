@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 from nexcache.asgi import Scope
 from nexcache.errors import ConfigurationError
+from nexcache.semantics.headers import spellings
 from nexcache.tenants import Resolver, first_of, fixed, scope
 
 __all__ = ["Resolver", "first_of", "fixed", "per_credential", "scope"]
@@ -20,9 +21,10 @@ def per_credential(*headers: str) -> Resolver:
     A request that carries none of the fields is answered as nobody, separately from all others. The credential
     itself is never stored; its digest is part of the key.
     """
-    fields = frozenset(name.lower().encode() for name in headers or ("authorization", "cookie", "x-api-key"))
-    if not all(fields):
+    names: tuple[object, ...] = headers or ("authorization", "cookie", "x-api-key")
+    if not all(isinstance(name, str) and name for name in names):
         raise ConfigurationError("principals.per_credential takes names of header fields")
+    fields = frozenset(spelling for name in names for spelling in spellings(str(name)))
 
     def resolve(scope: Scope) -> str | None:
         digest = blake2b(digest_size=16, person=b"nexcache-princ")

@@ -1,20 +1,33 @@
 """Settings from the environment (and `.env`); a bad one fails at start, named, in one sentence without secrets."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.sources import DotEnvSettingsSource, EnvSettingsSource
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings.sources import EnvSettingsSource
 
 from nexcache.errors import ConfigurationError
 from nexcache.policy import LONGEST, seconds, size_in_bytes
 from nexcache.tenants import ApiKey
 
-_TTL = "cache_ttl_"
+FROM_FILES: Final = ("REDIS_URL", "REDIS_PASSWORD", "CACHE_NAMESPACE_SECRET", "CACHE_SIGNING_KEYS")
+"""Secrets that may be in a file: `REDIS_PASSWORD_FILE` names the file that holds what `REDIS_PASSWORD` would."""
+
+_T = TypeVar("_T")
+
+_TTL: Final = "cache_ttl_"
+_DURATION: Final = 'must be seconds or text such as "90s", "2m" or "1h30m"'
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
+_ENDPOINT: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+_YES: Final = frozenset(("true", "1", "yes", "on"))
+_COMMENT: Final = re.compile(r"(?:^|\s)#.*")
+_NO: Final = frozenset(("false", "0", "no", "off"))
 
 
 class Settings(BaseSettings):
@@ -27,6 +40,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=".env",
         env_file_encoding="utf-8",
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         populate_by_name=True,
@@ -63,10 +77,15 @@ class Settings(BaseSettings):
     """One hashed key per line; `#` begins a comment."""
 
     def __init__(self, **values: Any) -> None:
+        wrong = None
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_sentence(error)) from None
+            wrong = _sentence(error)
+        except (SettingsError, UnicodeError, OSError):
+            wrong = "the environment and .env must be readable UTF-8 text"
+        if wrong is not None:  # raised here, where no exception that knows a value can become its context
+            raise ConfigurationError(wrong)
 
     @classmethod
     def settings_customise_sources(
@@ -77,15 +96,23 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add `CACHE_TTL_<OPERATION>` to what the environment and `.env` give."""
+        """Add `CACHE_TTL_<OPERATION>` and `<SECRET>_FILE` to what the environment and `.env` give."""
         return (
             init_settings,
+            _Patterns(settings_cls, env_settings),
             env_settings,
-            _OperationTtls(settings_cls, env_settings),
+            _Patterns(settings_cls, dotenv_settings),
             dotenv_settings,
-            _OperationTtls(settings_cls, dotenv_settings),
             file_secret_settings,
         )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        secret = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(secret, str) and any("\ud800" <= char <= "\udfff" for char in secret):
+            raise ValueError("must be UTF-8 text")
+        return value
 
     @field_validator("operation_ttls", mode="before")
     @classmethod
@@ -93,53 +120,74 @@ class Settings(BaseSettings):
         durations = {}
         for name, duration in value.items():
             where = f"CACHE_TTL_{_upper(name)}"
-            durations[_upper(name)] = seconds(duration, where)
-            if not 0 < durations[_upper(name)] <= LONGEST:
+            ttl = _quietly(seconds, duration)
+            if ttl is None:
+                raise ValueError(f"{where} {_DURATION}")
+            if not 0 < ttl <= LONGEST:
                 raise ValueError(f"{where} must be more than 0 seconds and at most 30 days")
+            durations[_upper(name)] = ttl
         return durations
 
     @field_validator("ttl_seconds", "fallback_ttl_seconds", mode="before")
     @classmethod
     def _duration(cls, value: Any) -> float:
-        return seconds(value, "it")
+        duration = _quietly(seconds, value)
+        if duration is None:
+            raise ValueError(_DURATION)
+        return duration
 
     @field_validator("l1_max_bytes", mode="before")
     @classmethod
     def _size(cls, value: Any) -> int:
-        return size_in_bytes(value, "it")
+        size = _quietly(size_in_bytes, value)
+        if size is None:
+            raise ValueError('must be bytes or text such as "64MiB"')
+        return size
+
+    @field_validator("redis_host")
+    @classmethod
+    def _is_host(cls, value: str | None) -> str | None:
+        if value and not (_is_ipv6(value) or _HOST.fullmatch(value)):
+            raise ValueError("must be a host's name or address, without scheme and port")
+        return value
 
     @field_validator("signing_keys", mode="before")
     @classmethod
     def _ring(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        ring = {}
-        for part in filter(None, (part.strip() for part in value.split(","))):
-            kid, found, secret = part.partition(":")
-            if not found or not kid.isalnum() or len(kid) > 16 or len(secret) < 16:  # noqa: PLR2004
-                raise ValueError("it is written id:secret,id:secret, each secret at least 16 characters long")
+        ring: dict[str, str] = {}
+        for part in filter(None, (part.strip() for part in re.split(r"[,\n]", value))):
+            kid, _, secret = part.partition(":")
+            if not (kid.isalnum() and kid.isascii()) or len(kid) > 16 or len(secret) < 16:  # noqa: PLR2004
+                raise ValueError("is written id:secret,id:secret, each secret at least 16 characters long")
+            if kid in ring:
+                raise ValueError("must give each key an id of its own")
             ring[kid] = secret
         return ring
 
     @field_validator("api_keys", mode="before")
     @classmethod
     def _keys(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(ApiKey.parse(part) for part in value.split(",") if part.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        return _api_keys(part for part in value.split(",") if part.strip())
 
-    @field_validator("api_keys_file")
+    @field_validator("api_keys_file", "redis_ssl_ca_certs")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
-            raise ValueError("it must name a file that can be read")
+            raise ValueError("must name a file that can be read")
         return value
 
     def model_post_init(self, _context: Any) -> None:
         """Add the keys of the file, and check where the server is."""
         if self.api_keys_file is not None:
-            lines = (line.partition("#")[0].strip() for line in self.api_keys_file.read_text().splitlines())
-            keys = tuple(ApiKey.parse(line) for line in lines if line)
+            lines = _read("CACHE_API_KEYS_FILE", self.api_keys_file).split("\n")
+            try:
+                keys = _api_keys(filter(None, (_COMMENT.sub("", line).strip() for line in lines)))
+            except ValueError as error:
+                raise ConfigurationError(f"CACHE_API_KEYS_FILE {error}") from None
             object.__setattr__(self, "api_keys", (*self.api_keys, *keys))
         self.get_redis_url()
 
@@ -150,102 +198,221 @@ class Settings(BaseSettings):
     def get_redis_url(self) -> str | None:
         """Return the server's URL, password included, from `REDIS_URL` or its parts; None: no server is set.
 
-        Raises ConfigurationError for a URL that cannot work; the message never repeats it.
+        `REDIS_PASSWORD` and `REDIS_SSL` complete a `REDIS_URL` that leaves them out. Raises ConfigurationError for
+        a URL that cannot work; the message never repeats it.
         """
-        if self.redis_url is not None and self.redis_url.get_secret_value().strip():
-            url = self.redis_url.get_secret_value().strip()
-            _check_url(url)
-            return url
-        if not self.redis_host:
-            return None
-        scheme = "rediss" if self.redis_ssl else "redis"
-        password = _quoted(self.redis_password.get_secret_value()) if self.redis_password else ""
-        user = _quoted(self.redis_username or "")
-        credentials = f"{user}:{password}@" if user or password else ""
-        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
-        return f"{scheme}://{credentials}{host}:{self.redis_port or 6379}/{self.redis_db}"
+        text = self.redis_url.get_secret_value().strip() if self.redis_url is not None else ""
+        password = self.redis_password.get_secret_value() if self.redis_password is not None else None
+        if not text:
+            if not self.redis_host:
+                return None
+            return _url(
+                {
+                    "username": self.redis_username,
+                    "password": password,
+                    "host": self.redis_host,
+                    "port": self.redis_port or 6379,
+                    "db": self.redis_db,
+                    "tls": self.redis_ssl,
+                }
+            )
+        place = parse_redis_url(text)
+        completed = dict(place)
+        if password and not place["password"]:
+            completed |= {"password": password, "username": place["username"] or self.redis_username}
+        if self.redis_ssl and "host" in place:
+            completed["tls"] = True
+        return text if completed == place and "://" in text else _url(completed)
 
 
-class _OperationTtls(PydanticBaseSettingsSource):
-    """Collects `CACHE_TTL_<OPERATION>` from another source's variables."""
+class _Patterns(PydanticBaseSettingsSource):
+    """Collects from another source's variables those whose names are patterns, not fields.
+
+    It also keeps that source to the documented names: without this, `ENABLED` or `API_KEYS`, which may belong to
+    any program, would set the field of that name.
+    """
 
     def __init__(self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
-        self._source = source
+        self._variables: Mapping[str, str | None] = {}
+        if isinstance(source, EnvSettingsSource):
+            ours = frozenset(Settings.model_fields)
+            source.env_vars = {
+                name: value
+                for name, value in source.env_vars.items()
+                if name not in ours or name.startswith(("redis_", "cache_"))
+            }
+            self._variables = source.env_vars
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # pragma: no cover - unused
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
-        if not isinstance(self._source, EnvSettingsSource | DotEnvSettingsSource):
-            return {}
-        found = {
-            name.lower().removeprefix(_TTL): value
-            for name, value in self._source.env_vars.items()
-            if name.lower().startswith(_TTL) and name.lower() != _TTL + "seconds"
+        found: dict[str, Any] = {}
+        ttls = {
+            name.removeprefix(_TTL): value
+            for name, value in self._variables.items()
+            if name.startswith(_TTL) and name != _TTL + "seconds"
         }
-        return {"operation_ttls": found} if found else {}
+        if ttls:
+            found["operation_ttls"] = ttls
+        for name in FROM_FILES:
+            path = self._variables.get(f"{name.lower()}_file")
+            if path is None:
+                continue
+            if name.lower() in self._variables:
+                raise ConfigurationError(f"{name} and {name}_FILE are both set: only one of them can be meant")
+            found[name] = _read(f"{name}_FILE", Path(path)).strip("\r\n")
+            if not found[name].strip():
+                raise ConfigurationError(f"{name}_FILE names an empty file")
+        return found
+
+
+def _read(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        pass
+    raise ConfigurationError(f"{name} must name a file of UTF-8 text that can be read")
+
+
+def _quietly(convert: Callable[[Any], _T], value: Any) -> _T | None:
+    """Convert a value; None where the error would repeat it."""
+    try:
+        return convert(value)
+    except ConfigurationError:
+        return None
+
+
+def _api_keys(parts: Iterable[str]) -> tuple[ApiKey, ...]:
+    keys = tuple(_quietly(ApiKey.parse, part) for part in parts)
+    if None in keys:
+        raise ValueError("is written tenant=sha256:<64 hex digits>, one or more; `nexcache key TENANT` makes one")
+    return tuple(key for key in keys if key is not None)
 
 
 def _upper(operation: str) -> str:
     return "".join(char if char.isalnum() and char.isascii() else "_" for char in operation).upper()
 
 
-def _quoted(text: str) -> str:
-    from urllib.parse import quote  # noqa: PLC0415 - only where parts are given
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6  # noqa: PLR2004
+    except ValueError:
+        return False
 
-    return quote(text, safe="")
+
+def _url(place: Mapping[str, Any]) -> str:
+    """Write down what `parse_redis_url` reads."""
+    user, password = quote(place["username"] or "", safe=""), quote(place["password"] or "", safe="")
+    credentials = (f"{user}:{password}@" if password else f"{user}@") if user or password else ""
+    if "unix_socket" in place:
+        return f"unix://{credentials}{place['unix_socket']}?db={place['db']}"
+    scheme = "rediss" if place["tls"] else "redis"
+    host = f"[{place['host']}]" if ":" in place["host"] else place["host"]
+    return f"{scheme}://{credentials}{host}:{place['port']}/{place['db']}"
 
 
 def parse_redis_url(url: str) -> dict[str, Any]:
-    """Take a Redis URL apart without ever repeating it in an error; raises ConfigurationError.
+    """Take a Redis URL or connection string apart without ever repeating it; raises ConfigurationError.
 
     Written here because the usual parsers quote a piece of the password in their message when it holds `#` or `/`.
     """
-    scheme, found, rest = url.partition("://")
+    scheme, found, rest = url.strip().partition("://")
+    if not found and "," in url:
+        return _parse_connection_string(url)
+    scheme = scheme.lower()
     if scheme not in ("redis", "rediss", "valkey", "valkeys", "unix") or not found:
-        raise ConfigurationError("REDIS_URL must begin with redis://, rediss:// (TLS) or unix://")
-    credentials, at, place = rest.rpartition("@")
+        raise ConfigurationError(
+            "REDIS_URL must begin with redis://, rediss:// (TLS) or unix://, or be a connection string such as "
+            "host:6380,password=…,ssl=True"
+        )
+    credentials, _, place = rest.rpartition("@")
     username, _, password = credentials.partition(":")
-    bad = ConfigurationError(
-        "REDIS_URL must look like redis://user:password@host:port/db; percent-encode characters such as #, / and @ "
-        "in the password"
-    )
-    if any(char in credentials for char in "/#?"):
-        raise bad
+    parts = _split(scheme, place) if not any(char in credentials for char in "/#?") else None
+    if parts is None:
+        raise ConfigurationError(
+            "REDIS_URL must look like redis://user:password@host:port/db; percent-encode characters such as #, / "
+            "and @ in the password"
+        )
+    return {"username": unquote(username) or None, "password": unquote(password) or None} | parts
+
+
+def _split(scheme: str, place: str) -> dict[str, Any] | None:
+    """Take apart what follows the credentials, or return None; no exception that knows a piece of it gets out."""
     try:
         parts = urlsplit(f"{scheme}://{place}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise bad from None
+        return None
     query = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
-    database = query.get("db", "") if scheme == "unix" else (parts.path.strip("/") or query.get("db", ""))
-    if (database and not database.isdigit()) or parts.fragment:
-        raise bad
-    found_parts: dict[str, Any] = {
-        "username": unquote(username) or None if at else None,
-        "password": unquote(password) or None if at else None,
+    unix = scheme == "unix"
+    database = query.get("db", "") if unix else (parts.path.strip("/") or query.get("db", ""))
+    if (database and not (database.isdigit() and database.isascii())) or "#" in place:
+        return None
+    if unix:
+        return {"db": int(database or 0), "unix_socket": parts.path} if parts.path.strip("/") and not host else None
+    if host and not (_is_ipv6(host) or _HOST.fullmatch(host)):
+        return None
+    return {
         "db": int(database or 0),
+        "host": host or "localhost",
+        "port": port or 6379,
+        "tls": scheme in ("rediss", "valkeys"),
     }
-    if scheme == "unix":
-        return found_parts | {"unix_socket": parts.path}
-    return found_parts | {"host": host or "localhost", "port": port or 6379, "tls": scheme in ("rediss", "valkeys")}
 
 
-def _check_url(url: str) -> None:
-    parse_redis_url(url)
+def _parse_connection_string(text: str) -> dict[str, Any]:
+    """Take a StackExchange.Redis connection string apart, as Azure's portal shows it; unknown options are ignored.
+
+    https://stackexchange.github.io/StackExchange.Redis/Configuration.html
+    """
+    endpoints, options = [], {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, found, value = part.partition("=")  # a value may hold more of them, as base64 does
+        if found:
+            options[name.strip().lower()] = value.strip()
+        else:
+            endpoints.append(part)
+    endpoint = _ENDPOINT.fullmatch(endpoints[0]) if len(endpoints) == 1 else None
+    ssl = options.get("ssl", "false").lower()
+    database = options.get("defaultdatabase", "0")
+    port = int(endpoint["port"] or (6380 if ssl in _YES else 6379)) if endpoint is not None else 0
+    if endpoint is None or not 0 < port < 65536 or ssl not in _YES | _NO or not database.isdecimal():  # noqa: PLR2004
+        raise ConfigurationError(
+            "REDIS_URL, as a connection string, must look like host:6380,password=…,ssl=True,defaultDatabase=0, with "
+            "one host"
+        )
+    return {
+        "username": options.get("user") or None,
+        "password": options.get("password") or None,
+        "db": int(database),
+        "host": endpoint["host"].strip("[]"),
+        "port": port,
+        "tls": ssl in _YES,
+    }
+
+
+_PHRASES: Final = (
+    ("Value error, ", ""),
+    ("Input should be", "must be"),
+    ("String should have", "must have"),
+    ("Input is not", "is not"),
+)
 
 
 def _sentence(error: ValidationError) -> str:
     """Name every bad setting by its environment name, without its value."""
     parts = []
-    for each in error.errors(include_input=False, include_url=False):
+    for each in error.errors(include_input=False, include_url=False, include_context=False):
         name = str(each["loc"][0]) if each["loc"] else ""
         field = Settings.model_fields.get(name)
         if field is not None and isinstance(field.validation_alias, AliasChoices):
             name = str(field.validation_alias.choices[0])
-        message = each["msg"].removeprefix("Value error, ")
-        parts.append(message if message.startswith(("CACHE_", "REDIS_")) else f"{name}: {message}")
+        message = each["msg"].partition(", unable to")[0]
+        for said, better in _PHRASES:
+            message = message.replace(said, better, 1)
+        parts.append(message if message.startswith(("CACHE_", "REDIS_")) else f"{name} {message}")
     return "; ".join(dict.fromkeys(parts))
 
 

@@ -6,16 +6,17 @@ an authenticated identity first, a header only if a trusted proxy sets it.
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, TypeAlias
 
 from nexcache.asgi import Scope
 from nexcache.errors import ConfigurationError
+from nexcache.semantics.headers import spellings
 
-Resolver: TypeAlias = Callable[[Scope], str | None | Awaitable[str | None]]
+Resolver: TypeAlias = Callable[[Scope], str | Awaitable[str | None] | None]
 
 LONGEST_ID: Final = 150
 """Bytes of UTF-8, as Loki, Mimir and Tempo have it."""
@@ -30,9 +31,12 @@ def is_valid_id(tenant: object) -> bool:
     return len(tenant) <= LONGEST_ID and (tenant.isascii() or len(tenant.encode()) <= LONGEST_ID)
 
 
-def only(scope: Scope, name: bytes) -> str | None:
-    """Return the value of a request header field that is there exactly once and is UTF-8, else None."""
-    found = [value for field, value in scope["headers"] if field == name]
+def only(scope: Scope, names: Collection[bytes]) -> str | None:
+    """Return the value of a request header field that is there exactly once and is UTF-8, else None.
+
+    `names` are the spellings that somebody might take for this field.
+    """
+    found = [value for field, value in scope["headers"] if field in names]
     if len(found) != 1:
         return None
     try:
@@ -48,17 +52,19 @@ def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
     request, otherwise the networks (such as `"10.0.0.0/8"`) of the proxies that do; a request from elsewhere has
     no tenant.
     """
-    field = name.lower().encode()
-    if trusted is False:
+    fields = spellings(name)
+    if not name:
+        raise ConfigurationError("tenants.header takes the name of a header field")
+    if trusted is False or (not isinstance(trusted, bool) and not trusted):
         raise ConfigurationError(
-            f"tenants.header({name!a}): a header that anyone may set cannot name a tenant; pass trusted=True if a proxy "
-            "sets or checks it, or the proxies' networks"
+            f"tenants.header({name!a}): a header that anyone may set cannot name a tenant; pass trusted=True if a "
+            "proxy sets or checks it, or the proxies' networks"
         )
     if trusted is True:
-        return lambda scope: only(scope, field)
+        return lambda scope: only(scope, fields)
     try:
         networks = [ip_network(network) for network in ([trusted] if isinstance(trusted, str) else trusted)]
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(f"tenants.header({name!a}): {error}") from error
 
     def resolve(scope: Scope) -> str | None:
@@ -67,9 +73,13 @@ def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
             address = ip_address(client[0]) if client else None
         except ValueError:
             return None
-        if address is None or not any(address in network for network in networks):
+        if address is None:
             return None
-        return only(scope, field)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:  # a socket that serves both families
+            address = address.ipv4_mapped
+        if not any(address in network for network in networks):
+            return None
+        return only(scope, fields)
 
     return resolve
 
@@ -95,8 +105,15 @@ class ApiKey:
 
     @classmethod
     def of(cls, tenant: str, secret: str) -> "ApiKey":
-        """Hash a key. Keys are long random strings, which is what makes a plain digest safe."""
-        return cls(tenant, sha256(secret.encode()).hexdigest())
+        """Hash a key. Keys are long random strings, which is what makes a plain digest safe.
+
+        Raises ConfigurationError for an empty key, which anybody could present.
+        """
+        if not is_valid_id(tenant):
+            raise ConfigurationError("an API key's tenant must be 1 to 150 bytes without control characters")
+        if not secret.strip():
+            raise ConfigurationError(f"the API key of the tenant {tenant!a} is empty")
+        return cls(tenant, sha256(secret.encode("utf-8", "surrogateescape")).hexdigest())
 
     def __str__(self) -> str:
         """Write it the way the setting `CACHE_API_KEYS` holds it."""
@@ -104,27 +121,34 @@ class ApiKey:
 
 
 class ApiKeys:
-    """Resolves a tenant from an API key in a request header; unknown, missing or repeated keys give None."""
+    """Resolves a tenant from an API key in a request header; unknown, missing or repeated keys give None.
+
+    Raises ConfigurationError if one key stands for two tenants.
+    """
 
     def __init__(self, field: str, keys: Iterable[ApiKey]) -> None:
-        self._field = field.lower().encode()
-        self._tenants = {bytes.fromhex(key.digest): key.tenant for key in keys}
+        self._fields = spellings(field)
+        self._tenants: dict[bytes, str] = {}
+        for key in keys:
+            known = self._tenants.setdefault(bytes.fromhex(key.digest), key.tenant)
+            if known != key.tenant:
+                raise ConfigurationError(f"the tenants {known!a} and {key.tenant!a} have the same API key")
 
     def __call__(self, scope: Scope) -> str | None:
         """Return the tenant whose key the request carries."""
         found = None
         for name, value in scope["headers"]:
-            if name == self._field:
+            if name in self._fields:
                 if found is not None:
                     return None
                 found = value
-        if found is None:
+        if not found:
             return None
         # comparing digests of secrets tells a guesser nothing of the secrets themselves
         return self._tenants.get(sha256(found).digest())
 
 
-def api_key(header: str = "X-API-Key", *, keys: Iterable[ApiKey] | Mapping[str, str]) -> ApiKeys:  # noqa: A002, F811
+def api_key(header: str = "X-API-Key", *, keys: Iterable[ApiKey] | Mapping[str, str]) -> ApiKeys:
     """Take the tenant from an API key; `keys` are hashed keys, or a mapping of tenants to secrets."""
     if isinstance(keys, Mapping):
         keys = [ApiKey.of(tenant, secret) for tenant, secret in keys.items()]
@@ -154,17 +178,17 @@ def host(pattern: str) -> Resolver:
     if not found or "{" in before + after:
         raise ConfigurationError(f'tenants.host takes a pattern such as "{{tenant}}.example.com", not {pattern!a}')
     template = re.compile(
-        re.escape(before) + r"(?P<tenant>[a-z0-9_-]+)" + re.escape(after) + r"(?::\d+)?", re.IGNORECASE
+        re.escape(before) + r"(?P<tenant>[a-z0-9_-]+)" + re.escape(after) + r"(?::\d+)?", re.IGNORECASE | re.ASCII
     )
 
     def resolve(scope: Scope) -> str | None:
-        match = template.fullmatch(only(scope, b"host") or "")
+        match = template.fullmatch(only(scope, (b"host",)) or "")
         return match["tenant"].lower() if match else None
 
     return resolve
 
 
-def scope(path: str) -> Resolver:  # noqa: F811
+def scope(path: str) -> Resolver:
     """Take the tenant from what authentication put into the scope: `"user.tenant_id"`, `"auth.claims.org"`.
 
     Each step is a key of a mapping or an attribute; where one is missing there is no tenant.
@@ -203,4 +227,4 @@ def fixed(tenant: str) -> Resolver:
     """Use one tenant for every request: for programs that have only one."""
     if not is_valid_id(tenant):
         raise ConfigurationError(f"tenants.fixed: not a tenant's id: {tenant!a}")
-    return lambda scope: tenant
+    return lambda _scope: tenant

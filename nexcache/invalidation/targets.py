@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import translate
-from fnmatch import translate
 from functools import lru_cache
 
 from nexcache.errors import InvalidName
@@ -52,8 +51,10 @@ class Targets:
 
 def check_name(kind: str, name: str) -> str:
     """Return an operation's or a tag's name unchanged; raises InvalidName with the reason."""
-    if not name or not isinstance(name, str):
-        raise InvalidName(f"the {kind} must be a non-empty string, not {type(name).__name__}")
+    if not isinstance(name, str):
+        raise InvalidName(f"the {kind} must be a string, not {type(name).__name__}")
+    if not name:
+        raise InvalidName(f"the {kind} must not be empty")
     if len(name.encode("utf-8", "surrogatepass")) > _NAME_LIMIT:
         raise InvalidName(f"the {kind} is longer than {_NAME_LIMIT} bytes")
     if not name.isprintable():
@@ -71,6 +72,11 @@ def matches(pattern: str, operation: str) -> bool:
     return _compile(pattern).fullmatch(operation) is not None
 
 
+def to_regex(pattern: str) -> str:
+    """Write a glob as a regular expression that never backtracks; `[` is a character like any other."""
+    return translate(pattern.replace("[", "[[]"))
+
+
 @lru_cache(maxsize=1024)
 def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern.replace("[", "[[]")))  # which never backtracks; classes are not offered
+    return re.compile(to_regex(pattern))

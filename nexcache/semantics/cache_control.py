@@ -6,7 +6,8 @@ from types import MappingProxyType
 
 from nexcache.semantics.headers import values
 
-_DIRECTIVE = re.compile(rb'[\s,]*([^\s,;="]+)(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^,"]*))?', re.DOTALL)
+# an unquoted argument ends at white space and `;` too, so that no directive hides behind a missing comma
+_DIRECTIVE = re.compile(rb'([^\s,;="]+)(?:[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s,;"]*))?', re.DOTALL)
 
 
 def directives(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, bytes | None]:

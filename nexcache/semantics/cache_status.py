@@ -19,7 +19,7 @@ def forwarded(
     collapsed: bool = False,
     detail: str | None = None,
 ) -> bytes:
-    """Say that the request went to the app, and why (§2.2): `uri-miss`, `bypass`, `method`, …"""
+    """Say that the request went to the app, and why (§2.2), such as `uri-miss`, `bypass` or `method`."""
     parts = [_CACHE, b"fwd=" + fwd.encode()]
     if status is not None:
         parts.append(b"fwd-status=%d" % status)

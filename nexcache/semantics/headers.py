@@ -21,6 +21,18 @@ _CONNECTION_FIELDS: Final = frozenset(
 )
 _FORBIDDEN: Final = (b"\r", b"\n", b"\0")
 
+MOST_FIELDS: Final = 256
+"""Header fields that a stored response may have."""
+
+
+def spellings(name: str) -> frozenset[bytes]:
+    """Give a field's name with `_` for any of its `-`: CGI-minded frameworks take all of them for one field."""
+    first, *rest = name.lower().replace("_", "-").split("-")
+    found = [first]
+    for word in rest:
+        found = [start + mark + word for start in found for mark in "-_"]
+    return frozenset(spelling.encode() for spelling in found)
+
 
 def values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> Iterator[bytes]:
     """Give the values of every field of this (lower-case) name, in order."""

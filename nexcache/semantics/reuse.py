@@ -10,9 +10,10 @@ from nexcache.semantics.headers import first
 from nexcache.semantics.validation import none_match, not_modified_headers
 
 REVALIDATE: Final = (b"cache-control", b"private, no-cache")
-"""What browsers are told where the app says nothing: keep it, but ask each time, so that an invalidation reaches them."""
+"""What browsers are told where the app says nothing: keep it, but ask each time, so that invalidations reach them."""
 
 NOT_MODIFIED: Final = 304
+_CONDITIONAL: Final = frozenset(("GET", "HEAD", "QUERY"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ def answer(
     Each call makes its own list of headers, because outer middlewares change it in place.
     """
     response = prepared.response
-    if if_none_match is not None and none_match(if_none_match, response.etag):
+    conditional = method in _CONDITIONAL and 200 <= response.status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
+    if conditional and if_none_match is not None and none_match(if_none_match, response.etag):
         headers = [*prepared.not_modified, (b"age", b"%d" % age), (cache_status.NAME, status)]
         return (
             {"type": "http.response.start", "status": NOT_MODIFIED, "headers": headers},

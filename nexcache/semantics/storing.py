@@ -4,8 +4,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from nexcache.semantics.cache_control import directives
-from nexcache.semantics.headers import first, is_sendable, members
+from nexcache.semantics.headers import MOST_FIELDS, first, is_sendable, members
 from nexcache.telemetry.names import NotStoredReason
+
+_ADDED = 2
+"""Fields that a stored response gets if it has not got them: `etag` and `content-length`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def may_store(
         return NotStoredReason.NO_STORE
     if b"private" in control:  # §5.2.2.7
         return NotStoredReason.PRIVATE
-    if b"no-cache" in control:  # §5.2.2.4
+    if b"no-cache" in control or b"no-cache" in members(headers, b"pragma"):  # §5.2.2.4, §5.4
         return NotStoredReason.NO_CACHE
     if first(headers, b"set-cookie") is not None:
         return NotStoredReason.SET_COOKIE
@@ -49,9 +52,9 @@ def may_store(
         return NotStoredReason.STATUS
     if trailers or first(headers, b"trailer") is not None:
         return NotStoredReason.TRAILERS
-    if (first(headers, b"content-type") or b"").lower().startswith(b"text/event-stream"):
+    if (first(headers, b"content-type") or b"").strip().lower().startswith(b"text/event-stream"):
         return NotStoredReason.EVENT_STREAM
-    if not is_sendable(headers):
+    if not is_sendable(headers) or len(headers) > MOST_FIELDS - _ADDED:
         return NotStoredReason.HEADER
     length = _length(headers)
     if length is not None and length > max_body:

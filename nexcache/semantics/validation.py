@@ -7,7 +7,7 @@ from typing import Final
 
 from nexcache.asgi import Headers
 
-_TAG: Final = re.compile(rb'\s*(?:W/)?("[^"]*")\s*(?:,|$)')
+_TAG: Final = re.compile(rb'[\s,]*(?:W/)?("[^"]*")\s*(?:,|\Z)')
 _KEPT_BY_304: Final = frozenset(
     (b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary", b"cdn-cache-control")
 )

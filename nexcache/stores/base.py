@@ -110,9 +110,7 @@ class Store(Protocol):
     ) -> None:
         """Remove the tenant's token, then mark the registry as complete from here on, in that order."""
 
-    async def add(
-        self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int
-    ) -> None:
+    async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
         """Add to the numbers under a key, and set those of `once` that are not there yet.
 
         Never repeated after a doubtful failure, which would count twice.

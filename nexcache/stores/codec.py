@@ -14,13 +14,13 @@ from typing import Any, Final
 import msgpack
 
 from nexcache.message import Entry, StoredResponse
-from nexcache.semantics.headers import is_sendable
+from nexcache.policy import LONGEST
+from nexcache.semantics.headers import MOST_FIELDS, is_sendable
 
 VERSION: Final = 1
-_MOST_HEADERS: Final = 256
 _MOST_GENERATIONS: Final = 64
-_LIMIT: Final = 64 * 1024 * 1024
-_OVERHEAD: Final = 256
+_LONGEST_KID: Final = 64
+_OLDEST: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ def _unpack(value: bytes) -> Any:
         return msgpack.unpackb(
             value,
             use_list=False,
-            max_bin_len=_LIMIT,
-            max_str_len=_OVERHEAD,
-            max_array_len=_MOST_HEADERS,
+            max_bin_len=len(value),
+            max_str_len=_LONGEST_KID,
+            max_array_len=MOST_FIELDS,
             max_map_len=0,
             max_ext_len=0,
         )
@@ -119,9 +119,13 @@ def _entry(fields: Any) -> Entry | None:
             pass
         case _:
             return None
-    if not (_are_pairs(generations, _MOST_GENERATIONS) and generations and _are_pairs(headers, _MOST_HEADERS)):
+    if any(number is True or number is False for number in (stored_at, ttl, initial_age, status)):
         return None
-    if not (200 <= status <= 599 and stored_at >= 0 and ttl > 0 and initial_age >= 0 and is_sendable(headers)):  # noqa: PLR2004
+    if not (_are_pairs(generations, _MOST_GENERATIONS) and generations and _are_pairs(headers, MOST_FIELDS)):
+        return None
+    if not (200 <= status <= 599 and 0 <= initial_age < _OLDEST and is_sendable(headers)):  # noqa: PLR2004
+        return None
+    if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000):
         return None
     response = StoredResponse(status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age)
     return Entry(request, response, generations)

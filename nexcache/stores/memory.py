@@ -222,9 +222,7 @@ class MemoryStore:
         self._registry(registry)
         self._complete.add(registry)
 
-    async def add(
-        self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int
-    ) -> None:
+    async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
         """Do nothing: the numbers of the only process are in its own counts."""
 
     async def numbers(self, key: bytes) -> Mapping[bytes, int]:

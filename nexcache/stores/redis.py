@@ -209,9 +209,7 @@ class RedisStore:
         )
         await self._call("capture", commands, deadline=deadline)
 
-    async def add(
-        self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int
-    ) -> None:
+    async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
         """Add with HINCRBY, set with HSETNX."""
         commands: list[Command] = [("HINCRBY", key, name, amount) for name, amount in amounts.items()]
         commands += [("HSETNX", key, name, amount) for name, amount in once.items()]
@@ -235,9 +233,7 @@ class RedisStore:
             looked_at += 500
             keys = [key for key in keys if not key.startswith(prefix + b"@") and key.count(b":") == _COLONS]
             if keys:
-                sizes, _ = await self._call(
-                    "stats", [("STRLEN", key) for key in keys], deadline=None, waited_for=False
-                )
+                sizes, _ = await self._call("stats", [("STRLEN", key) for key in keys], deadline=None, waited_for=False)
                 entries, size = entries + len(keys), size + sum(sizes)
             if cursor == b"0":
                 return Usage(entries, size, estimated=False)
@@ -300,9 +296,7 @@ class RedisStore:
             raise StoreUnavailable("breaker", "the store is away; it is being looked for")
         lane = self._lanes[0 if waited_for else 1]
         try:
-            replies, epoch = await lane.execute(
-                commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable
-            )
+            replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable)
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise classify(reply)

@@ -1,7 +1,8 @@
 """What Prometheus' OTLP receiver makes of OpenTelemetry's metrics under `UnderscoreEscapingWithSuffixes`.
 
 The rules are those of https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
-as Prometheus applies them; the collector's Prometheus exporter and `opentelemetry-exporter-prometheus` use the same.
+as Prometheus applies them; the collector's Prometheus exporter does the same. (OpenTelemetry's Python exporter for
+Prometheus adds no `_ratio` to a gauge of unit 1.)
 """
 
 import re

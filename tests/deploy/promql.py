@@ -1,7 +1,7 @@
 """Which metrics and labels a PromQL expression names, read from its syntax tree."""
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,7 +63,7 @@ def grouped_by(expr: promql.Expr) -> set[str]:
     return found
 
 
-def output_labels(expr: promql.Expr, emitted: Mapping[str, Set[str]]) -> set[str]:
+def output_labels(expr: promql.Expr, emitted: Mapping[str, set[str]]) -> set[str]:
     """Give the labels that a result may carry, if its metrics carry those of `emitted`."""
     match expr:
         case promql.VectorSelector():

@@ -33,7 +33,12 @@ def test_an_instrument_is_renamed_by_the_rules(name: str, unit: str, kind: Kind,
 
 @pytest.mark.parametrize(
     ("attribute", "label"),
-    [("nexcache.cache.result", "nexcache_cache_result"), ("error.type", "error_type"), ("2x", "key_2x"), ("_a", "key_a")],
+    [
+        ("nexcache.cache.result", "nexcache_cache_result"),
+        ("error.type", "error_type"),
+        ("2x", "key_2x"),
+        ("_a", "key_a"),
+    ],
 )
 def test_an_attribute_is_renamed_by_the_rules(attribute: str, label: str) -> None:
     assert label_name(attribute) == label

@@ -18,14 +18,18 @@ EMITTED = {"a_total": {"job", "x", "y"}, "b_bucket": {"job", "le", "x"}}
         pytest.param('a_total{x=~"$x"}', [Selector("a_total", (Match("x", ()),))], id="variable"),
         pytest.param("max_over_time(rate(a_total[1m])[10m:])", [Selector("a_total", ())], id="subquery"),
         pytest.param("absent(a_total) or vector(0)", [Selector("a_total", ())], id="functions"),
-        pytest.param("sum(rate(a_total[5m])) + topk(3, b_bucket)", [Selector("a_total", ()), Selector("b_bucket", ())], id="sum"),
+        pytest.param(
+            "sum(rate(a_total[5m])) + topk(3, b_bucket)", [Selector("a_total", ()), Selector("b_bucket", ())], id="sum"
+        ),
     ],
 )
 def test_every_selector_of_an_expression_is_found(expression: str, expected: list[Selector]) -> None:
     assert selectors(parse(expression)) == expected
 
 
-@pytest.mark.parametrize("expression", ["sum(rate(a_total)", "rate(a_total)", "a_total{x=1}", "sum by x (a_total)", "avg(", "1 +"])
+@pytest.mark.parametrize(
+    "expression", ["sum(rate(a_total)", "rate(a_total)", "a_total{x=1}", "sum by x (a_total)", "avg(", "1 +"]
+)
 def test_what_is_no_promql_is_refused(expression: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse(expression)
