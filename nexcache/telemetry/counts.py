@@ -110,7 +110,6 @@ class OperationCounts:
             case Tier.FALLBACK:
                 self.stored_fallback += 1
 
-
     def vector(self) -> list[int]:
         """Write all counts down as integers in the order of `FIELDS`, durations in microseconds."""
         return [
