@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 from weakref import WeakSet
 
 from nexcache.collapse import Flights
@@ -103,12 +103,16 @@ class NexCache:
             self._told = True
             self.emitter.emit(self._parts.started)
         self._parts.ledger.start()
+        if self._parts.coherence is not None:
+            self._parts.coherence.start()
 
     async def aclose(self) -> None:
         """Let computations finish, deliver what is queued, and close the sockets."""
         await self._parts.flights.aclose(_GRACE)
         await self._parts.invalidations.aclose()
         await self._parts.ledger.aclose()
+        if self._parts.coherence is not None:
+            await self._parts.coherence.aclose()
         await self._parts.store.aclose()
 
     async def __aenter__(self) -> Self:
@@ -131,21 +135,34 @@ class NexCache:
 
     # --- by hand -------------------------------------------------------------------------------------------
 
-    async def invalidate(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Invalidation:
+    async def invalidate(
+        self,
+        tenant: str,
+        operation: str | None = None,
+        *,
+        tags: Sequence[str] = (),
+        wait: Literal["fast", "strict"] = "fast",
+    ) -> Invalidation:
         """Make everything that depends on the targets a miss, at a cost that does not depend on its number.
 
         `operation` is a name or a glob, `"*"` the whole tenant; with `tags` it is the union. Once it is
-        acknowledged, no request that starts later is answered from data captured before. Raises InvalidName for
-        a bad name and ValueError for no target, never for the store: see `Invalidation`.
+        acknowledged, no request that starts later is answered from data captured before; with `wait="fast"` the
+        memories of other nodes may lag behind by their lease (`CACHE_L1_LEASE_MS`), usually by a few milliseconds,
+        with `"strict"` they may not. Raises InvalidName for a bad name and ValueError for no target, never for the
+        store: see `Invalidation`.
         """
         if isinstance(tags, str):
             raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
+        if wait not in ("fast", "strict"):
+            raise ValueError(f'wait is "fast" or "strict", not {wait!a}')
         targets = Targets.of(() if operation is None else (operation,), tags)
-        return await self.invalidate_targets(tenant, targets, trigger=Trigger.API)
+        return await self.invalidate_targets(tenant, targets, trigger=Trigger.API, strict=wait == "strict")
 
-    async def invalidate_targets(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
+    async def invalidate_targets(
+        self, tenant: str, targets: Targets, *, trigger: Trigger, strict: bool = False
+    ) -> Invalidation:
         """Do what `invalidate` does for targets that were collected elsewhere."""
-        return await self._parts.invalidations.apply(tenant, targets, trigger=trigger)
+        return await self._parts.invalidations.apply(tenant, targets, trigger=trigger, strict=strict)
 
     def disable(self, operation: str) -> None:
         """Send all requests of an operation to the app from now on, in this process."""

@@ -5,18 +5,19 @@ it then serves what this process itself has filled, for a short time, under gene
 """
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from nexcache.errors import StoreError, StoreUnavailable
+from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations, Snapshot, seen
+from nexcache.invalidation.view import View
 from nexcache.key import CacheKey
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
-from nexcache.semantics.reuse import Prepared, prepare
-from nexcache.stores.base import Store
+from nexcache.semantics.reuse import Prepared, prepare, time_to_live
+from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore
 from nexcache.telemetry.counts import OperationCounts
@@ -27,6 +28,8 @@ Raw: TypeAlias = tuple[Hashable, ...]
 """A request as it came, before anything is canonicalised."""
 
 _MOST_ALIASES = 8
+_LONGEST_HERE = 30.0
+"""Seconds after which an entry that the store holds too is read from it again."""
 
 
 class Live:
@@ -68,17 +71,14 @@ class Memory:
     def __init__(
         self,
         *,
-        store: MemoryStore,
-        generations: Generations,
+        current: Callable[[Iterable[tuple[bytes, bytes]]], bool | None],
         max_bytes: int,
         max_entries: int,
         tier: Tier,
         emitter: Emitter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
-        self._token = store.peek
-        self._generations = generations
+        self._current = current
         self._emitter = emitter
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
@@ -102,14 +102,12 @@ class Memory:
         live = self._aliases.get(raw)
         return live if live is not None and self._is_usable(live) else None
 
-    def lookup(self, key: CacheKey) -> Found | Missing:
+    def lookup(self, key: CacheKey) -> Found | None:
         """Look an entry up by its key."""
         live = self._entries.peek(key.name)
         if live is not None and live.entry.request == key.request and self._is_usable(live):
             return Found(live.prepared, self.tier, live)
-        tokens = [self._token(generation) for generation in key.generations]
-        known = tuple(token for token in tokens if token is not None)
-        return Missing(self.tier, known if len(known) == len(tokens) else None)
+        return None
 
     def alias(self, raw: Raw, live: Live) -> None:
         """Remember that this raw request is answered by this entry."""
@@ -117,23 +115,11 @@ class Memory:
             live.aliases.append(raw)
             self._aliases[raw] = live
 
-    def capture(self, key: CacheKey) -> Snapshot:
-        """Capture the generations of a key in this process."""
-        snapshot = self._generations.capture_now(self._store, key)
-        return Snapshot(self.tier, snapshot.generations, snapshot.any)
-
-    def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> bool:
-        """Keep an entry until its time is over or its room is needed; False if it is too large."""
+    def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts, *, lifetime: float) -> Live | None:
+        """Keep an entry until its time is over or its room is needed; None if it is too large."""
         self._forget(self._entries.pop(key.name))
-        ttl = entry.response.ttl
-        live = Live(key.name, entry, self._clock() + ttl, counts)
-        return self._entries.put(key.name, live, size=entry.size, lifetime=ttl)
-
-    def is_current(self, key: CacheKey, snapshot: Snapshot) -> bool:
-        """Whether nothing was invalidated since the generations were captured."""
-        return all(
-            self._token(name) == token for name, token in zip(key.generations, snapshot.generations, strict=True)
-        )
+        live = Live(key.name, entry, self._clock() + lifetime, counts)
+        return live if self._entries.put(key.name, live, size=entry.size, lifetime=lifetime) else None
 
     def clear(self) -> None:
         """Forget every entry."""
@@ -142,13 +128,12 @@ class Memory:
 
     def _is_usable(self, live: Live) -> bool:
         if live.expires_at > self._clock():
-            token = self._token
-            for name, captured in live.entry.generations:
-                if token(name) != captured:
-                    break
-            else:
+            current = self._current(live.entry.generations)
+            if current:
                 self._entries.touch(live.name)
                 return True
+            if current is None:  # it may still be right: the store will tell
+                return False
         self._forget(self._entries.pop(live.name))
         return False
 
@@ -162,10 +147,48 @@ class Memory:
                 self._aliases.pop(raw, None)
 
 
+class Local:
+    """Entries and generations that are this process's own: the cache itself, or the fallback of a store."""
+
+    def __init__(self, *, memory: Memory, store: MemoryStore, generations: Generations) -> None:
+        self.memory = memory
+        self._store = store
+        self._generations = generations
+
+    def lookup(self, key: CacheKey) -> Found | Missing:
+        """Look an entry up by its key."""
+        found = self.memory.lookup(key)
+        if found is not None:
+            return found
+        tokens = [self._store.peek(generation) for generation in key.generations]
+        known = tuple(token for token in tokens if token is not None)
+        return Missing(self.memory.tier, known if len(known) == len(tokens) else None)
+
+    def capture(self, key: CacheKey) -> Snapshot:
+        """Capture the generations of a key in this process."""
+        snapshot = self._generations.capture_now(self._store, key)
+        return Snapshot(self.memory.tier, snapshot.generations, snapshot.any)
+
+    def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> bool | None:
+        """Keep an entry unless its generations have changed (False), or it is too large (None)."""
+        if not self._store.current(entry.generations):
+            return False
+        return True if self.memory.keep(key, entry, counts, lifetime=entry.response.ttl) else None
+
+
 class Shared:
     """Entries in a store that other processes use too."""
 
-    def __init__(self, *, store: Store, generations: Generations, codec: Codec, emitter: Emitter) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        generations: Generations,
+        codec: Codec,
+        emitter: Emitter,
+        observe: Callable[[Sequence[bytes], Reading], None],
+    ) -> None:
+        self._observe = observe
         self._store = store
         self._generations = generations
         self._codec = codec
@@ -173,17 +196,18 @@ class Shared:
 
     async def lookup(
         self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
-    ) -> Found | Missing:
+    ) -> Entry | Missing:
         """Fetch an entry and its generations in one round trip; raises StoreError."""
         reading = await self._store.read((key.name, *key.generations), deadline=deadline, on_sent=on_sent)
         value, *tokens = reading.values
+        self._observe(key.generations, Reading(tokens, reading.epoch, reading.sent_at))
         current = {name: seen(token, reading.epoch) for name, token in zip(key.generations, tokens, strict=True)}
         if value is not None:
             entry = self._codec.decode(key.name, value)
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
             elif entry.request == key.request and all(token == current.get(name) for name, token in entry.generations):
-                return Found(prepare(entry.response), self._store.tier)
+                return entry
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
 
@@ -197,6 +221,7 @@ class Shared:
         """Keep an entry unless its generations have changed meanwhile; raises StoreError."""
         names = [name for name, _ in entry.generations]
         reading = await self._store.read(names)
+        self._observe(names, reading)
         tokens = [seen(token, reading.epoch) for token in reading.values]
         if tokens != [token for _, token in entry.generations]:
             return False
@@ -211,36 +236,68 @@ class Entries:
     def __init__(
         self,
         *,
-        memory: Memory,
+        local: Local,
         shared: Shared | None,
+        l1: Memory | None,
+        view: View | None,
         invalidations: Invalidations,
         emitter: Emitter,
         fallback_ttl: float,
     ) -> None:
-        self.memory = memory
+        self._local = local
         self._shared = shared
+        self._l1 = l1
+        self._view = view
+        self.first = local.memory if shared is None else l1
+        """What is asked before anything else, without waiting; None: nothing in this process may be."""
         self._invalidations = invalidations
         self._emitter = emitter
         self._fallback_ttl = fallback_ttl
 
     @property
     def in_process(self) -> bool:
-        """Whether the memory is the cache itself, so that it may be asked first."""
+        """Whether this process is all there is."""
         return self._shared is None
 
+    def lookup_here(self, key: CacheKey) -> Found | Missing | None:
+        """Look an entry up in this process; None: what the store says must be asked for.
+
+        A Missing says under which generations a computation may be joined without asking.
+        """
+        if self._shared is None:
+            return self._local.lookup(key)
+        if self._l1 is None or self._view is None:
+            return None
+        found = self._l1.lookup(key)
+        if found is not None:
+            return found
+        tokens = [self._view.token(generation) for generation in key.generations]
+        known = tuple(token for token in tokens if token is not None)
+        return Missing(Tier.REDIS, known) if len(known) == len(tokens) else None
+
     async def lookup(
-        self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+        self,
+        key: CacheKey,
+        counts: OperationCounts,
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None = None,
     ) -> Found | Missing:
         """Look an entry up; never raises for the store."""
         if self._shared is None:
-            return self.memory.lookup(key)
+            return self._local.lookup(key)
         started = time.perf_counter()
+        found: Found | Missing
         try:
             if self._invalidations.queued and not await self._invalidations.caught_up():
-                return self.memory.lookup(key)
-            found = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent)
+                return self._local.lookup(key)
+            looked = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent)
+            if isinstance(looked, Entry):
+                found = Found(prepare(looked.response), Tier.REDIS, self._keep_here(key, looked, counts))
+            else:
+                found = looked
         except StoreError:
-            found = self.memory.lookup(key)
+            found = self._local.lookup(key)
         if self._emitter.hears(LookedUp):
             result = Result.HIT if isinstance(found, Found) else Result.MISS
             self._emitter.emit(LookedUp(key.operation, result, found.tier, time.perf_counter() - started))
@@ -255,7 +312,7 @@ class Entries:
                 return await self._shared.capture(key, deadline=deadline, on_sent=on_sent)
             except StoreError:
                 pass
-        return self.memory.capture(key)
+        return self._local.capture(key)
 
     async def keep(
         self, key: CacheKey, snapshot: Snapshot, response: StoredResponse, counts: OperationCounts
@@ -267,19 +324,17 @@ class Entries:
         pairs = tuple(zip(key.generations, snapshot.generations, strict=True))
         if snapshot.tier is Tier.REDIS and self._shared is not None:
             try:
-                kept = await self._shared.keep(key, Entry(key.request, response, pairs))
+                kept: bool | None = await self._shared.keep(key, Entry(key.request, response, pairs))
             except StoreError:
                 return None
+            if kept:
+                self._keep_here(key, Entry(key.request, response, pairs), counts)
         else:
-            if not self.memory.is_current(key, snapshot):
-                return False
             if self._shared is not None:
                 if self._fallback_ttl <= 0:
                     return None
                 response = _shortened(response, self._fallback_ttl)
-            kept = self.memory.keep(key, Entry(key.request, response, pairs), counts)
-            if not kept:
-                return None
+            kept = self._local.keep(key, Entry(key.request, response, pairs), counts)
         if kept:
             counts.stored(snapshot.tier)
             if self._emitter.hears(Stored):
@@ -290,7 +345,14 @@ class Entries:
     def store_came_back(self) -> None:
         """Forget the fallback's entries: from here on the store is right again."""
         if self._shared is not None:
-            self.memory.clear()
+            self._local.memory.clear()
+
+    def _keep_here(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> Live | None:
+        """Keep what the store holds in this process too, for a while; clocks of two nodes need not agree."""
+        if self._l1 is None:
+            return None
+        lifetime = min(time_to_live(entry.response, time.time()), _LONGEST_HERE)
+        return self._l1.keep(key, entry, counts, lifetime=lifetime) if lifetime > 0 else None
 
 
 def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
@@ -303,6 +365,3 @@ def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
         min(response.ttl, ttl),
         response.initial_age,
     )
-
-
-__all__ = ["Entries", "Found", "Live", "Memory", "Missing", "Raw", "Shared", "StoreUnavailable"]

@@ -251,8 +251,9 @@ class CacheMiddleware:
             keyed.fields,
             _digest(request.body) if request.body else None,
         )
-        if cache.entries.in_process and REFRESH not in scope:
-            live = cache.entries.memory.peek(raw)
+        first = cache.entries.first
+        if first is not None and REFRESH not in scope:
+            live = first.peek(raw)
             if live is not None:
                 request.counts = live.counts
                 await self._hit(request, live.prepared, Tier.MEMORY, live.name)
@@ -286,15 +287,16 @@ class CacheMiddleware:
             request.counts = OperationCounts()  # nobody asked: nothing that the statistics tell of
         else:
             return
+        first = cache.entries.first
         followed = 0
         while True:
             deadline = asyncio.get_running_loop().time() + cache.store_budget
-            looked = await self._lookup(key, deadline)
+            looked = await self._lookup(key, request.counts, deadline)
             if isinstance(looked, Found) and refreshing is not None:
                 looked = Missing(looked.tier, None)  # computed anew, whatever is stored
             if isinstance(looked, Found):
-                if looked.live is not None and cache.entries.in_process:
-                    cache.entries.memory.alias(raw, looked.live)
+                if looked.live is not None and first is not None:
+                    first.alias(raw, looked.live)
                 await self._hit(request, looked.prepared, looked.tier, key.name)
                 return
             if request.method == "HEAD":  # a HEAD is answered from a GET's entry, and never makes one
@@ -381,19 +383,20 @@ class CacheMiddleware:
             return None
         return found if isinstance(found, str) else None
 
-    async def _lookup(self, key: CacheKey, deadline: float) -> Found | Missing:
+    async def _lookup(self, key: CacheKey, counts: OperationCounts, deadline: float) -> Found | Missing:
         cache = self._cache
-        if cache.entries.in_process:
-            return cache.entries.memory.lookup(key)
+        here = cache.entries.lookup_here(key)
+        if isinstance(here, Found):
+            return here
+        if here is not None and (cache.entries.in_process or cache.flights.get(key, here.generations) is not None):
+            return here
         return await cache.flights.lookups.run(
             key.name + key.request,
-            lambda on_sent: cache.entries.lookup(key, deadline=deadline, on_sent=on_sent),
+            lambda on_sent: cache.entries.lookup(key, counts, deadline=deadline, on_sent=on_sent),
         )
 
     async def _capture(self, key: CacheKey, missing: Missing, deadline: float) -> Snapshot:
         cache = self._cache
-        if cache.entries.in_process:
-            return cache.entries.memory.capture(key)
         return await cache.flights.captures.run(
             key.name + key.request,
             lambda on_sent: cache.entries.capture(key, missing, deadline=deadline, on_sent=on_sent),

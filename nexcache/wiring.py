@@ -1,18 +1,19 @@
 """Puts the parts of a cache together. The one file that knows every part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
 from nexcache.collapse import Flights
-from nexcache.entries import Entries, Memory, Shared
+from nexcache.entries import Entries, Local, Memory, Shared
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
 from nexcache.refresh import Recent
 from nexcache.settings import Settings, in_workers, parse_redis_url
-from nexcache.stores.base import Store
+from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
 from nexcache.stores.memory import MemoryStore
 from nexcache.telemetry.counts import Counts
@@ -23,6 +24,7 @@ from nexcache.telemetry.names import Tier
 from nexcache.telemetry.otel import OTelTracing
 
 if TYPE_CHECKING:
+    from nexcache.invalidation.coherence import Coherence
     from nexcache.stores.redis import RedisStore
 
 
@@ -36,6 +38,7 @@ class Parts:
     entries: Entries
     flights: Flights
     invalidations: Invalidations
+    coherence: "Coherence | None"
     generations: tuple[Generations, ...]
     store: Store
     started: Started
@@ -55,23 +58,37 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
     local = MemoryStore(max_bytes=max(settings.l1_max_bytes // 4, 1024 * 1024))
     local_generations = Generations(local, keys)
     memory = Memory(
-        store=local,
-        generations=local_generations,
+        current=local.current,
         max_bytes=settings.l1_max_bytes,
         max_entries=settings.l1_max_entries,
         tier=Tier.MEMORY if store is None else Tier.FALLBACK,
         emitter=emitter,
     )
-    invalidations = Invalidations(keys=keys, local=local, shared=store, emitter=emitter, counts=counts)
+    coherence = _coherence(settings, store, emitter)
+    invalidations = Invalidations(
+        keys=keys, local=local, shared=store, coherence=coherence, emitter=emitter, counts=counts
+    )
     generations: tuple[Generations, ...] = (local_generations,)
-    shared = None
+    shared = l1 = None
     if store is not None:
-        shared_generations = Generations(store, keys)
+        observe = coherence.observe if coherence is not None else _observe_nothing
+        shared_generations = Generations(store, keys, observe=observe)
         generations = (local_generations, shared_generations)
-        shared = Shared(store=store, generations=shared_generations, codec=codec, emitter=emitter)
+        shared = Shared(store=store, generations=shared_generations, codec=codec, emitter=emitter, observe=observe)
+        if coherence is not None:
+            l1 = Memory(
+                current=coherence.view.current,
+                max_bytes=settings.l1_max_bytes,
+                max_entries=settings.l1_max_entries,
+                tier=Tier.MEMORY,
+                emitter=emitter,
+            )
+    held = l1 if l1 is not None else memory
     entries = Entries(
-        memory=memory,
+        local=Local(memory=memory, store=local, generations=local_generations),
         shared=shared,
+        l1=l1,
+        view=coherence.view if coherence is not None else None,
         invalidations=invalidations,
         emitter=emitter,
         fallback_ttl=settings.fallback_ttl_seconds,
@@ -83,7 +100,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
     metrics = OTelMetrics(
         emitter,
         counts,
-        memory=lambda: memory.size,
+        memory=lambda: held.size,
         available=lambda: {"redis": store.available} if store is not None else {"memory": True},
     )
     return Parts(
@@ -93,6 +110,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         entries=entries,
         flights=Flights(),
         invalidations=invalidations,
+        coherence=coherence,
         generations=generations,
         store=store if store is not None else local,
         started=_started(settings, store, signs=codec.signs),
@@ -100,6 +118,24 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         recent=Recent(),
         metrics=metrics,
     )
+
+
+def _coherence(settings: Settings, store: "RedisStore | None", emitter: Emitter) -> "Coherence | None":
+    """Make what keeps a memory in front of the store right; None where there shall be none."""
+    if store is None or not settings.l1_enabled:
+        return None
+    from nexcache.invalidation.backplane import Backplane  # noqa: PLC0415 - only with a store
+    from nexcache.invalidation.coherence import Coherence  # noqa: PLC0415 - only with a store
+    from nexcache.invalidation.view import View  # noqa: PLC0415 - only with a store
+
+    view = View(lease=settings.l1_lease_ms / 1000)
+    return Coherence(
+        store=store, view=view, backplane=Backplane(store.connect, store=store, view=view, emitter=emitter)
+    )
+
+
+def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:
+    """Remember nothing of what was read."""
 
 
 def _redis(settings: Settings, emitter: Emitter) -> "RedisStore | None":

@@ -43,8 +43,9 @@ def test_a_duration_is_seconds_or_text(duration: float | str, value: float) -> N
 @pytest.mark.parametrize(
     "duration",
     [
-        "", " ", "x", "2minutes", "m", "1h30", "-5", "-5m", "1e3", "0x10", "5 5", "1..5", ".", "²", "5\u017f", "\u0665 m",
-        "\u0665", "2m!", True, False, None, [], -1, -0.1, float("nan"), float("inf"), 10**400, "9" * 400, "9" * 400 + "s",
+        "", " ", "x", "2minutes", "m", "1h30", "-5", "-5m", "1e3", "0x10", "5 5", "1..5", ".", "²", "5\u017f",
+        "\u0665", "\u0665 m", "2m!", True, False, None, [], -1, -0.1, float("nan"), float("inf"),
+        10**400, "9" * 400, "9" * 400 + "s",
     ],
 )  # fmt: skip
 def test_what_is_no_duration_is_refused_by_name(duration: Any) -> None:

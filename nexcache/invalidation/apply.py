@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from nexcache.errors import InvalidName, StoreError
 from nexcache.invalidation.targets import Targets, is_glob, matches
@@ -35,12 +36,35 @@ class Invalidation:
     """Seconds."""
 
 
+class Coherent(Protocol):
+    """What is told of invalidations beside the store."""
+
+    blocked: bool
+
+    def invalidated(self, keys: Collection[bytes]) -> None:
+        """Trust these generations no more in this process."""
+
+    def message(self, keys: Sequence[bytes]) -> bytes:
+        """Write the message down that tells other nodes."""
+
+    async def confirmed(self, keys: Sequence[bytes]) -> None:
+        """Return when no node trusts the old generations any more."""
+
+
 class Invalidations:
     """Removes generations. The cost is that of the number of targets, not of the number of entries."""
 
     def __init__(
-        self, *, keys: KeySpace, local: MemoryStore, shared: Store | None, emitter: Emitter, counts: Counts
+        self,
+        *,
+        keys: KeySpace,
+        local: MemoryStore,
+        shared: Store | None,
+        coherence: Coherent | None,
+        emitter: Emitter,
+        counts: Counts,
     ) -> None:
+        self._coherence = coherence
         self._keys = keys
         self._local = local
         self._shared = shared
@@ -54,8 +78,11 @@ class Invalidations:
         """How many tenants have invalidations that the store does not know of yet."""
         return len(self._queue)
 
-    async def apply(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
-        """Invalidate the union of the targets; raises for bad names and no target, never for the store."""
+    async def apply(self, tenant: str, targets: Targets, *, trigger: Trigger, strict: bool = False) -> Invalidation:
+        """Invalidate the union of the targets; raises for bad names and no target, never for the store.
+
+        `strict` waits until no node answers from its memory what was invalidated.
+        """
         if not is_valid_id(tenant):
             raise InvalidName(f"not a tenant's id: {tenant!a}")
         if not targets:
@@ -63,14 +90,19 @@ class Invalidations:
         started = time.perf_counter()
         tracing = self._emitter.tracing
         with tracing.invalidate() if tracing is not None else nullcontext(lambda _: None) as describe:
-            local = await self._unlink(self._local, tenant, targets)
-            names, acknowledged = local, True
+            names, _ = await self._unlink(self._local, tenant, targets)
+            acknowledged = True
             if self._shared is not None:
                 try:
-                    names = await self._unlink(self._shared, tenant, targets)
+                    names, tokens = await self._unlink(self._shared, tenant, targets)
                 except StoreError:
                     acknowledged = False
                     self._enqueue(tenant, targets)
+                else:
+                    if self._coherence is not None:
+                        self._coherence.invalidated(tokens)
+                        if strict:
+                            await self._coherence.confirmed(tokens)
             done = Invalidation(acknowledged, not acknowledged, names, time.perf_counter() - started)
             event = Invalidated(
                 tenant=tenant,
@@ -123,16 +155,20 @@ class Invalidations:
             tenant, tokens = next(iter(self._queue.items()))
             known = frozenset(tokens)
             try:
-                await self._shared.unlink(tuple(known))
+                await self._shared.unlink(tuple(known), message=self._message(tuple(known)))
             except StoreError:
                 return False
+            if self._coherence is not None:
+                self._coherence.invalidated(known)  # what was read meanwhile was read too early
             tokens -= known
             if not tokens:
                 self._queue.pop(tenant, None)
+        if self._coherence is not None:
+            self._coherence.blocked = False
         return True
 
-    async def _unlink(self, store: Store, tenant: str, targets: Targets) -> tuple[str, ...]:
-        """Resolve globs in this store's registry, and remove the tokens; returns what was invalidated."""
+    async def _unlink(self, store: Store, tenant: str, targets: Targets) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+        """Resolve globs in this store's registry, and remove the tokens; returns what was invalidated, and these."""
         if targets.whole_tenant:
             names = frozenset(("*",))
         else:
@@ -145,8 +181,12 @@ class Invalidations:
                 else:
                     known = {name_of(member) for member in members}
                     names |= {name for name in known if any(matches(glob, name) for glob in globs)}
-        await store.unlink(self._tokens(tenant, names, targets.tags))
-        return (*sorted(names), *sorted(f"tag:{tag}" for tag in targets.tags))
+        tokens = self._tokens(tenant, names, targets.tags)
+        await store.unlink(tokens, message=self._message(tokens))
+        return (*sorted(names), *sorted(f"tag:{tag}" for tag in targets.tags)), tokens
+
+    def _message(self, tokens: Sequence[bytes]) -> bytes | None:
+        return self._coherence.message(tokens) if self._coherence is not None else None
 
     def _tokens(self, tenant: str, names: frozenset[str], tags: frozenset[str]) -> tuple[bytes, ...]:
         keys = self._keys
@@ -165,3 +205,6 @@ class Invalidations:
         if len(queued) > _MOST_QUEUED:
             queued.clear()
             queued.update(self._tokens(tenant, frozenset(("*",)), frozenset()))
+        if self._coherence is not None:
+            self._coherence.blocked = True
+            self._coherence.invalidated(self._tokens(tenant, names, targets.tags))

@@ -12,7 +12,7 @@ from typing import Final
 
 from nexcache.errors import StoreUnavailable
 from nexcache.key import CacheKey, KeySpace, segment
-from nexcache.stores.base import Capture, Store
+from nexcache.stores.base import Capture, Reading, Store
 from nexcache.stores.memory import MemoryStore
 from nexcache.telemetry.names import Tier
 
@@ -34,7 +34,10 @@ class Snapshot:
 class Generations:
     """Captures generations in a store, and keeps the tenant's registry of operations whole."""
 
-    def __init__(self, store: Store, keys: KeySpace) -> None:
+    def __init__(
+        self, store: Store, keys: KeySpace, *, observe: Callable[[Sequence[bytes], Reading], None] | None = None
+    ) -> None:
+        self._observe = observe
         self._store = store
         self._keys = keys
         self._longest = _SHORTEST
@@ -68,6 +71,8 @@ class Generations:
                 on_sent=on_sent,
             )
             on_sent = None
+            if self._observe is not None:
+                self._observe(tokens, Reading(captured.tokens, captured.epoch, captured.sent_at))
             if (snapshot := _snapshot(self._store.tier, captured)) is not None:
                 return snapshot
             if not captured.complete:

@@ -15,8 +15,10 @@ _KEPT_BY_304: Final = frozenset(
 
 def entity_tag(body: bytes, content_type: bytes | None = None) -> bytes:
     """Make a strong entity tag: the same bytes give the same tag in every process and after every restart."""
-    digest = blake2b(body, digest_size=16, person=b"nexcache-etag")
-    digest.update(content_type or b"")
+    digest = blake2b(
+        b"%d:%b" % (len(content_type or b""), content_type or b""), digest_size=16, person=b"nexcache-etag"
+    )
+    digest.update(body)
     return b'"' + digest.hexdigest().encode() + b'"'
 
 

@@ -26,6 +26,8 @@ class Reading:
     values: Sequence[bytes | None]
     epoch: bytes
     """Names the server's history (run id and replication id): values of two epochs never compare equal."""
+    sent_at: float = 0.0
+    """When the command left, by `nexcache.invalidation.view.boottime`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Capture:
     """The registry held its sentinel after the tokens were read: nothing had been lost from it."""
     registered: bool
     """The registry held the operation after the tokens were read."""
+    sent_at: float = 0.0
+    """When the commands left, by `nexcache.invalidation.view.boottime`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,10 @@ class Store(Protocol):
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value for `ttl_ms` milliseconds."""
 
-    async def unlink(self, keys: Sequence[bytes], *, deadline: float | None = None) -> int:
-        """Remove keys; returns how many existed. Repeating it is harmless."""
+    async def unlink(
+        self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
+    ) -> int:
+        """Remove keys, then tell other nodes with `message`; returns how many existed. Repeating it is harmless."""
 
     async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
         """Read a registry; None where its sentinel is missing, for it may then be incomplete."""

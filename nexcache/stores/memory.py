@@ -1,9 +1,9 @@
-"""This process's memory as a store: bounded by bytes and by entries, with expiry; the least recently used goes first."""
+"""This process's memory as a store: bounded by bytes and by entries; the least recently used goes first."""
 
 import heapq
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from nexcache.stores.base import Capture, Reading, StoreHealth, Usage, new_token
@@ -186,15 +186,25 @@ class MemoryStore:
             tokens.append(token)
         return Capture(tokens, b"", complete=registry in self._complete, registered=True)
 
+    def current(self, generations: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether all of these generations are there and equal: here they are, not copies of them."""
+        peek = self.peek
+        for key, token in generations:  # noqa: SIM110 - a generator costs half a microsecond of every hit
+            if peek(key) != token:
+                return False
+        return True
+
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value for `ttl_ms` milliseconds, unless it alone is over the bound."""
         del deadline
         self._commands += 1
         self._values.put(key, value, size=len(value), lifetime=ttl_ms / 1000)
 
-    async def unlink(self, keys: Sequence[bytes], *, deadline: float | None = None) -> int:
-        """Remove keys; returns how many existed."""
-        del deadline
+    async def unlink(
+        self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
+    ) -> int:
+        """Remove keys; returns how many existed. There is no other node to tell."""
+        del message, deadline
         return self.unlink_now(keys)
 
     def unlink_now(self, keys: Sequence[bytes]) -> int:

@@ -4,6 +4,7 @@ The client's own defaults wait for a minute on a silent server; none of them app
 """
 
 import asyncio
+import math
 import os
 import re
 import time
@@ -16,6 +17,7 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.maint_notifications import MaintNotificationsConfig
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
+from nexcache.invalidation.view import boottime
 from nexcache.stores.base import SENTINEL, Capture, Reading, StoreHealth, Usage, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.faults import classify
@@ -23,6 +25,13 @@ from nexcache.stores.lane import Command, Epoch, Lane
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
 from nexcache.telemetry.names import Tier
 
+EVENTS: Final = b"nexarch:@events"
+"""The channel on which nodes tell each other of invalidations."""
+NODES: Final = b"nexarch:@nodes"
+"""The hash of the nodes that trust what they have read for a lease."""
+_REMOVE_NODE: Final = (
+    b"if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0"
+)
 _COLONS: Final = 3
 """How many colons the key of an entry has: `nexarch:<tenant>:<op>:<hash>`."""
 _HALF_LEASE: Final = 0.125
@@ -111,6 +120,22 @@ class Target:
         return Connection(**options)
 
 
+class _Sent:
+    """Notes when a command left; one that is sent again counts from the first time."""
+
+    __slots__ = ("_clock", "_then", "at")
+
+    def __init__(self, clock: Callable[[], float], then: Callable[[], None] | None) -> None:
+        self.at = math.inf
+        self._clock = clock
+        self._then = then
+
+    def __call__(self) -> None:
+        self.at = min(self.at, self._clock())
+        if self._then is not None:
+            self._then()
+
+
 class RedisStore:
     """The Store protocol over two connections: one for what requests wait for, one for what they do not.
 
@@ -129,8 +154,10 @@ class RedisStore:
         failures: int = 5,
         epoch: Epoch | None = None,
         connect: Callable[[], AbstractConnection] | None = None,
+        clock: Callable[[], float] = boottime,
     ) -> None:
         self._target = target
+        self._clock = clock
         self._emitter = emitter
         self._timeout = timeout
         self._breaker = Breaker(failures=failures)
@@ -149,6 +176,11 @@ class RedisStore:
         return self._target
 
     @property
+    def connect(self) -> Callable[[], AbstractConnection]:
+        """Makes further connections to the same server."""
+        return self._connect
+
+    @property
     def available(self) -> bool:
         """Whether calls are let through to the server."""
         return self._breaker.circuit is Circuit.CLOSED
@@ -157,8 +189,9 @@ class RedisStore:
         self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
     ) -> Reading:
         """Read several keys with one MGET."""
-        (values,), epoch = await self._call("get", (("MGET", *keys),), deadline=deadline, on_sent=on_sent)
-        return Reading(values, epoch)
+        sent = _Sent(self._clock, on_sent)
+        (values,), epoch = await self._call("get", (("MGET", *keys),), deadline=deadline, on_sent=sent)
+        return Reading(values, epoch, sent.at)
 
     async def capture(
         self,
@@ -179,18 +212,47 @@ class RedisStore:
         commands += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
         commands += [("PEXPIRE", key, ttl_ms) for key in keys]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
-        replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=on_sent)
+        sent = _Sent(self._clock, on_sent)
+        replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
         complete, registered = replies[-1]
-        return Capture(replies[-2], epoch, complete=bool(complete), registered=bool(registered))
+        return Capture(replies[-2], epoch, complete=bool(complete), registered=bool(registered), sent_at=sent.at)
 
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value with SET PX."""
         await self._call("set", (("SET", key, value, "PX", ttl_ms),), deadline=deadline, waited_for=False)
 
-    async def unlink(self, keys: Sequence[bytes], *, deadline: float | None = None) -> int:
-        """Remove keys with UNLINK, which a server without memory still carries out."""
-        (removed,), _ = await self._call("invalidate", (("UNLINK", *keys),), deadline=deadline)
-        return int(removed)
+    async def unlink(
+        self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
+    ) -> int:
+        """Remove keys with UNLINK, then PUBLISH: a server without memory still carries out both."""
+        commands: list[Command] = [("UNLINK", *keys)]
+        if message is not None:
+            commands.append(("PUBLISH", EVENTS, message))
+        replies, _ = await self._call("invalidate", commands, deadline=deadline)
+        return int(replies[0])
+
+    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
+        """Register a node that trusts what it has read, then read generations again, in this order."""
+        commands: list[Command] = [("HSET", NODES, node, registration)]
+        if keys:
+            commands.append(("MGET", *keys))
+        sent = _Sent(self._clock, None)
+        replies, epoch = await self._call("renew", commands, deadline=None, on_sent=sent)
+        return Reading(replies[1] if keys else (), epoch, sent.at)
+
+    async def nodes(self) -> Mapping[bytes, bytes]:
+        """Return the registered nodes and their registrations."""
+        (flat,), _ = await self._call("invalidate", (("HGETALL", NODES),), deadline=None)
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+    async def remove_node(self, node: bytes, registration: bytes) -> None:
+        """Remove a node from the register, unless it has registered itself again since."""
+        commands: Sequence[Command] = (("EVAL", _REMOVE_NODE, 1, NODES, node, registration),)
+        await self._call("renew", commands, deadline=None, waited_for=False)
+
+    async def publish(self, channel: bytes, payload: bytes) -> None:
+        """Send a message to whoever listens."""
+        await self._call("invalidate", (("PUBLISH", channel, payload),), deadline=None)
 
     async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
         """Read a registry with SMEMBERS; None where its sentinel is missing."""

@@ -123,6 +123,13 @@ class BackendChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BackplaneChanged:
+    """This node hears of other nodes' invalidations at once, or only when its lease ends; one event per change."""
+
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The cache was started: which store it uses, in words for the start-up line."""
 
@@ -162,6 +169,7 @@ Event: TypeAlias = (
     | Evicted
     | BackendFailed
     | BackendChanged
+    | BackplaneChanged
     | Started
     | Ingested
     | HookFailed

@@ -1,6 +1,6 @@
 """The cache, in memory and on a real Valkey, for the tests that speak to it as a client does."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -52,3 +52,12 @@ async def cache(request: pytest.FixtureRequest) -> AsyncIterator[NexCache]:
 def http(request: pytest.FixtureRequest) -> str:
     parser: str = request.param
     return parser
+
+
+@pytest.fixture
+def stored(request: pytest.FixtureRequest, cache: NexCache) -> Callable[[], int]:
+    """How many entries there are."""
+    if cache.entries.in_process:
+        return lambda: cache.entries.memory.size[0]
+    server: Valkey = request.getfixturevalue("redis_server")
+    return lambda: len(server.entries())

@@ -1,0 +1,142 @@
+"""Keeps what this node remembers of generations right, without asking the store at every hit.
+
+Three things, none of which relies on messages: reads are trusted for one lease from their sending; what is in use is
+read again, all at once, every half lease; and nothing is trusted unless this node stands in the register, so that
+whoever invalidates strictly knows whom to wait for.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, Protocol
+
+from nexcache.errors import StoreError
+from nexcache.invalidation.backplane import Backplane
+from nexcache.invalidation.generations import seen
+from nexcache.invalidation.view import View
+from nexcache.stores.base import Reading
+from nexcache.stores.redis import EVENTS
+
+LONGEST_LEASE: Final = 1.0
+"""Seconds; no node may trust a read for longer, so after this time nobody trusts what was read before."""
+_IDLE: Final = 10.0
+"""Seconds without a read after which a node leaves off renewing."""
+
+
+class Registers(Protocol):
+    """A store that keeps the register of nodes."""
+
+    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
+        """Register a node, then read generations; raises StoreError."""
+
+    async def nodes(self) -> Mapping[bytes, bytes]:
+        """Return the registered nodes and their registrations; raises StoreError."""
+
+    async def remove_node(self, node: bytes, registration: bytes) -> None:
+        """Remove a node that has not registered itself again since; raises StoreError."""
+
+    async def publish(self, channel: bytes, payload: bytes) -> None:
+        """Send a message; raises StoreError."""
+
+
+class Coherence:
+    """This node's part in keeping every node's memory coherent."""
+
+    def __init__(self, *, store: Registers, view: View, backplane: Backplane) -> None:
+        self._store = store
+        self._backplane = backplane
+        self.view = view
+        self._count = 0
+        self._asked_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+        self._removals: set[asyncio.Task[None]] = set()
+        self.blocked = False
+        """The store has not been told of invalidations yet: nothing that is read from it may be trusted."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether invalidations of other nodes are heard at once."""
+        return self._backplane.connected
+
+    def start(self) -> None:
+        """Take part from now on, on this event loop."""
+        loop = asyncio.get_running_loop()
+        self._backplane.start()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._renew(), name="nexcache-renewal")
+
+    async def aclose(self) -> None:
+        """Trust nothing any more, and leave the register."""
+        self.view.distrust()
+        tasks = [task for task in (self._task, *self._removals) if task is not None]
+        self._task = None
+        for task in tasks:
+            if task.get_loop() is asyncio.get_running_loop():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self._backplane.aclose()
+        if self._count:
+            try:
+                await self._store.remove_node(self._backplane.node, self._registration())
+            except StoreError:
+                pass  # whoever waits for this node in vain will remove it
+
+    def observe(self, keys: Sequence[bytes], reading: Reading) -> None:
+        """Take generations over that were just read, as a reader sees them."""
+        self._asked_at = self.view.clock()
+        if not self.blocked:
+            self.view.observe(keys, [seen(token, reading.epoch) for token in reading.values], sent_at=reading.sent_at)
+
+    def invalidated(self, keys: Collection[bytes]) -> None:
+        """Trust these generations no more in this process."""
+        self.view.invalidated(keys)
+
+    def message(self, keys: Sequence[bytes]) -> bytes:
+        """Write the message down that tells other nodes."""
+        return self._backplane.message(keys)
+
+    async def confirmed(self, keys: Sequence[bytes]) -> None:
+        """After the generations were removed: return when no node trusts the old ones any more."""
+        identity = secrets.token_bytes(12)
+        confirmations = self._backplane.expect(identity)
+        try:
+            nodes = dict(await self._store.nodes())
+            nodes.pop(self._backplane.node, None)
+            await self._store.publish(EVENTS, self._backplane.message(keys, identity))
+            missing = await confirmations.all_of(nodes, timeout=LONGEST_LEASE)
+        except StoreError:
+            await asyncio.sleep(LONGEST_LEASE)
+            return
+        finally:
+            self._backplane.forget(identity)
+        for node in missing:
+            removal = asyncio.create_task(self._remove(node, nodes[node]), name="nexcache-removal")
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+    async def _remove(self, node: bytes, registration: bytes) -> None:
+        """Take a node out that is gone: one that has not renewed its registration until nothing can be trusted."""
+        await asyncio.sleep(LONGEST_LEASE)
+        try:
+            await self._store.remove_node(node, registration)
+        except StoreError:
+            pass
+
+    async def _renew(self) -> None:
+        while True:
+            if self.view.clock() - self._asked_at < _IDLE and not self.blocked:
+                keys = self.view.used()
+                self._count += 1
+                try:
+                    reading = await self._store.renew(self._backplane.node, self._registration(), keys)
+                except StoreError:
+                    pass  # trust runs out by itself
+                else:
+                    self.view.registered(sent_at=reading.sent_at)
+                    if keys and not self.blocked:
+                        tokens = [seen(token, reading.epoch) for token in reading.values]
+                        self.view.observe(keys, tokens, sent_at=reading.sent_at)
+            await asyncio.sleep(self.view.lease / 2)
+
+    def _registration(self) -> bytes:
+        return b"%d:%d" % (self.view.lease * 1000, self._count)

@@ -1,0 +1,197 @@
+"""What a node may trust: one lease from the sending of a read, never across a barrier, never unregistered."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexcache.invalidation.view import REGISTERED_FOR, View
+
+LEASE = 0.25
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def view(clock: Clock) -> View:
+    made = View(lease=LEASE, clock=clock)
+    made.registered(sent_at=clock.now)
+    return made
+
+
+def test_a_generation_is_trusted_for_a_lease_from_the_sending_not_from_the_reply(view: View, clock: Clock) -> None:
+    sent_at = clock.now
+    clock.now += 0.2  # the reply comes late
+    view.observe([b"k"], [b"token"], sent_at=sent_at)
+
+    assert view.token(b"k") == b"token"
+    clock.now = sent_at + LEASE - 0.001
+    assert view.token(b"k") == b"token"
+    clock.now = sent_at + LEASE
+    assert view.token(b"k") is None
+
+
+def test_a_reply_that_comes_after_its_lease_is_not_trusted(view: View, clock: Clock) -> None:
+    sent_at = clock.now
+    clock.now += LEASE
+
+    view.observe([b"k"], [b"token"], sent_at=sent_at)
+
+    assert view.token(b"k") is None
+
+
+def test_suspension_ends_trust(view: View, clock: Clock) -> None:
+    view.observe([b"k"], [b"token"], sent_at=clock.now)
+
+    clock.now += 3600
+
+    assert view.token(b"k") is None
+
+
+def test_an_invalidation_ends_trust_at_once(view: View, clock: Clock) -> None:
+    view.observe([b"k", b"other"], [b"token", b"token"], sent_at=clock.now)
+
+    view.invalidated([b"k"])
+
+    assert view.token(b"k") is None
+    assert view.token(b"other") == b"token"
+
+
+def test_a_read_sent_before_a_barrier_never_enters(view: View, clock: Clock) -> None:
+    sent_at = clock.now
+    clock.now += 0.01
+    view.invalidated([b"k"])
+    clock.now += 0.01
+
+    view.observe([b"k"], [b"old"], sent_at=sent_at)
+
+    assert view.token(b"k") is None
+
+
+def test_a_read_sent_at_the_barriers_instant_never_enters(view: View, clock: Clock) -> None:
+    view.invalidated([b"k"])
+
+    view.observe([b"k"], [b"old"], sent_at=clock.now)
+
+    assert view.token(b"k") is None
+
+
+def test_a_read_sent_after_a_barrier_enters(view: View, clock: Clock) -> None:
+    view.invalidated([b"k"])
+    clock.now += 0.01
+
+    view.observe([b"k"], [b"new"], sent_at=clock.now)
+
+    assert view.token(b"k") == b"new"
+
+
+def test_distrust_is_a_barrier_for_everything(view: View, clock: Clock) -> None:
+    sent_at = clock.now
+    view.observe([b"k"], [b"token"], sent_at=sent_at)
+    clock.now += 0.01
+
+    view.distrust()
+    view.observe([b"other"], [b"old"], sent_at=sent_at)
+
+    assert view.token(b"k") is None
+    assert view.token(b"other") is None
+
+
+def test_replies_out_of_order_leave_the_later_reads_word(view: View, clock: Clock) -> None:
+    early = clock.now
+    clock.now += 0.01
+    view.observe([b"k"], [b"new"], sent_at=clock.now)
+
+    view.observe([b"k"], [b"old"], sent_at=early)
+
+    assert view.token(b"k") == b"new"
+
+
+def test_a_missing_generation_ends_trust(view: View, clock: Clock) -> None:
+    view.observe([b"k"], [b"token"], sent_at=clock.now)
+    clock.now += 0.01
+
+    view.observe([b"k"], [None], sent_at=clock.now)
+
+    assert view.token(b"k") is None
+
+
+def test_who_is_not_registered_trusts_nothing(clock: Clock) -> None:
+    view = View(lease=LEASE, clock=clock)
+    view.observe([b"k"], [b"token"], sent_at=clock.now)
+    assert view.token(b"k") is None
+
+    view.registered(sent_at=clock.now)
+    clock.now += REGISTERED_FOR
+    view.observe([b"k"], [b"token"], sent_at=clock.now)
+    assert view.token(b"k") is None
+
+
+def test_what_was_used_is_named_once_for_renewal(view: View, clock: Clock) -> None:
+    view.observe([b"used", b"unused"], [b"token", b"token"], sent_at=clock.now)
+    view.token(b"used")
+
+    assert view.used() == (b"used",)
+    assert view.used() == ()
+
+
+def test_it_does_not_grow_without_bound(clock: Clock) -> None:
+    view = View(lease=LEASE, clock=clock, most=100)
+    for number in range(10_000):
+        clock.now += 0.01
+        view.registered(sent_at=clock.now)
+        view.observe([b"%d" % number], [b"token"], sent_at=clock.now)
+        view.invalidated([b"barrier %d" % number])
+
+    assert len(view) <= 101
+    assert len(view._barriers) <= 2 * 5.0 / 0.01
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.floats(0, 0.3)),
+            st.tuples(st.just("reply"), st.integers(0, 5)),
+            st.tuples(st.just("change"), st.booleans()),
+            st.tuples(st.just("tick"), st.floats(0.001, 0.3)),
+        ),
+        max_size=60,
+    )
+)
+def test_no_history_of_reads_and_messages_makes_it_trust_what_changed_a_lease_ago(
+    history: list[tuple[str, float | int | bool]],
+) -> None:
+    """Replies late, lost and out of order, messages lost: trust in an old token ends a lease after the change."""
+    clock = Clock()
+    view = View(lease=LEASE, clock=clock)
+    current, changed_at = 0, {0: clock.now}
+    pending: list[tuple[float, int]] = []
+    for kind, argument in history:
+        clock.now += 1e-6
+        view.registered(sent_at=clock.now)
+        match kind:
+            case "send":
+                pending.append((clock.now, current))
+            case "reply" if pending:
+                sent_at, token = pending.pop(int(argument) % len(pending))
+                view.observe([b"k"], [b"%d" % token], sent_at=sent_at)
+            case "change":
+                current += 1
+                changed_at[current] = clock.now
+                if argument:  # the message arrives; otherwise it is lost
+                    view.invalidated([b"k"])
+            case "tick":
+                clock.now += float(argument)
+        trusted = view.token(b"k")
+        if trusted is not None and int(trusted) < current:
+            assert clock.now - changed_at[int(trusted) + 1] < LEASE

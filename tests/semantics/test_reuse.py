@@ -1,0 +1,109 @@
+from typing import Any
+
+import pytest
+
+from nexcache.asgi import Headers
+from nexcache.message import StoredResponse
+from nexcache.semantics.reuse import REVALIDATE, answer, current_age, prepare, time_to_live
+
+HEADERS: Headers = (
+    (b"content-type", b"application/json"),
+    (b"link", b"<a>"),
+    (b"link", b"<b>"),
+    (b"vary", b"host"),
+    (b"etag", b'"tag"'),
+    (b"content-length", b"2"),
+)
+
+
+def stored(
+    headers: Headers = HEADERS, status: int = 200, *, stored_at: float = 1000.0, ttl: float = 60.0, initial_age: int = 0
+) -> StoredResponse:
+    return StoredResponse(status, headers, b"{}", b'"tag"', stored_at, ttl, initial_age)
+
+
+def answered(response: StoredResponse, method: str = "GET", if_none_match: bytes | None = None) -> tuple[Any, Any]:
+    return answer(prepare(response), method=method, if_none_match=if_none_match, age=5, status=b"NexCache; hit")
+
+
+def test_a_stored_response_is_sent_as_it_was_with_its_age_and_what_the_cache_did() -> None:
+    start, body = answered(stored())
+    assert start["status"] == 200
+    assert start["headers"] == [*HEADERS, REVALIDATE, (b"age", b"5"), (b"cache-status", b"NexCache; hit")]
+    assert body == {"type": "http.response.body", "body": b"{}", "more_body": False}
+
+
+def test_the_apps_own_cache_control_stays() -> None:
+    headers = ((b"cache-control", b"max-age=5"), *HEADERS)
+    start, _ = answered(stored(headers))
+    assert [value for name, value in start["headers"] if name == b"cache-control"] == [b"max-age=5"]
+
+
+def test_a_head_is_answered_without_body_but_with_its_length() -> None:
+    start, body = answered(stored(), method="HEAD")
+    assert (b"content-length", b"2") in start["headers"]
+    assert body["body"] == b""
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "QUERY"])
+@pytest.mark.parametrize("field", [b'"tag"', b'W/"tag"', b'"x", "tag"', b"*"])
+def test_a_client_that_has_it_already_gets_a_304(method: str, field: bytes) -> None:
+    start, body = answered(stored(), method, field)
+    assert start["status"] == 304
+    assert start["headers"] == [
+        (b"vary", b"host"),
+        (b"etag", b'"tag"'),
+        REVALIDATE,
+        (b"age", b"5"),
+        (b"cache-status", b"NexCache; hit"),
+    ]
+    assert body == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "field"),
+    [
+        pytest.param(200, "GET", b'"other"', id="another tag"),
+        pytest.param(200, "GET", b"", id="empty"),
+        pytest.param(200, "POST", b'"tag"', id="not for POST"),
+        pytest.param(404, "GET", b"*", id="not for what is no success"),
+        pytest.param(301, "GET", b'"tag"', id="not for a redirect"),
+    ],
+)
+def test_a_client_that_has_it_not_gets_it_whole(status: int, method: str, field: bytes) -> None:
+    start, body = answered(stored(status=status), method, field)
+    assert start["status"] == status
+    assert body["body"] == b"{}"
+
+
+@pytest.mark.parametrize("status", [200, 204, 299])
+def test_every_success_can_be_a_304(status: int) -> None:
+    assert answered(stored(status=status), "GET", b"*")[0]["status"] == 304
+
+
+@pytest.mark.parametrize("field", [None, b"*"])
+def test_every_answer_has_a_list_of_its_own(field: bytes | None) -> None:
+    prepared = prepare(stored())
+    first, _ = answer(prepared, method="GET", if_none_match=field, age=0, status=b"x")
+    first["headers"].append((b"x-outer", b"1"))
+    second, _ = answer(prepared, method="GET", if_none_match=field, age=0, status=b"x")
+    assert (b"x-outer", b"1") not in second["headers"]
+
+
+@pytest.mark.parametrize(
+    ("now", "initial", "age", "left"),
+    [
+        pytest.param(1000.0, 0, 0, 60.0, id="at once"),
+        pytest.param(1000.9, 0, 0, 59.1, id="whole seconds"),
+        pytest.param(1030.0, 0, 30, 30.0, id="later"),
+        pytest.param(1030.0, 7, 37, 30.0, id="it had an age already"),
+        pytest.param(1060.0, 0, 60, 0.0, id="at its end"),
+        pytest.param(2000.0, 0, 1000, 0.0, id="after its end"),
+        pytest.param(900.0, 0, 0, 60.0, id="a clock that runs behind"),
+        pytest.param(900.0, 7, 7, 60.0, id="a clock that runs behind, with an age"),
+    ],
+)
+def test_age_and_lifetime_count_from_when_it_was_computed(now: float, initial: int, age: int, left: float) -> None:
+    response = stored(initial_age=initial)
+    assert current_age(response, now) == age
+    assert time_to_live(response, now) == pytest.approx(left)

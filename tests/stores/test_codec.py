@@ -1,0 +1,249 @@
+"""Entries as bytes: what was written is read, and nothing else is."""
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexcache.message import Entry, StoredResponse
+from nexcache.stores.codec import VERSION, Codec, Undecodable
+
+KEY = b"nexarch:acme:dashboard:0123456789abcdef"
+RESPONSE = StoredResponse(
+    200, ((b"content-type", b"application/json"), (b"link", b"<a>"), (b"link", b"<b>")), b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7
+)  # fmt: skip
+ENTRY = Entry(b"4:test", RESPONSE, ((b"nexarch:acme:@tenant", b"t" * 32), (b"nexarch:acme:@op:dashboard", b"o" * 32)))
+
+UNSIGNED = Codec()
+SIGNED = Codec({"k1": b"first secret"})
+ROTATED = Codec({"k2": b"second secret", "k1": b"first secret"})
+CODECS = [pytest.param(UNSIGNED, id="digest"), pytest.param(SIGNED, id="signed"), pytest.param(ROTATED, id="two keys")]
+
+
+def seal(payload: object, *, version: object = VERSION, codec: Codec = UNSIGNED) -> bytes:
+    """Write any payload down with a MAC that is right."""
+    packed = msgpack.packb(payload)
+    return bytes(msgpack.packb((version, codec._kid, codec._mac(codec._kid, KEY, packed), packed)))
+
+
+FIELDS: dict[str, Any] = {
+    "request": ENTRY.request,
+    "generations": ENTRY.generations,
+    "stored_at": 1000500,
+    "ttl": 60250,
+    "initial_age": 7,
+    "status": 200,
+    "etag": b'"tag"',
+    "headers": RESPONSE.headers,
+    "body": RESPONSE.body,
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_entry_is_read_as_it_was_written(codec: Codec) -> None:
+    assert codec.decode(KEY, codec.encode(KEY, ENTRY)) == ENTRY
+    assert codec.encode(KEY, ENTRY) == codec.encode(KEY, ENTRY)
+
+
+def test_the_format_is_the_documented_one() -> None:
+    assert UNSIGNED.encode(KEY, ENTRY) == seal(tuple(FIELDS.values()))
+
+
+PAIRS = st.lists(st.tuples(st.binary(), st.binary()), max_size=5).map(tuple)
+PRINTABLE = st.binary().filter(lambda value: not set(value) & set(b"\r\n\0"))
+HEADERS = st.lists(st.tuples(PRINTABLE, PRINTABLE), max_size=5).map(tuple)
+ENTRIES = st.builds(
+    Entry,
+    request=st.binary(),
+    response=st.builds(
+        StoredResponse,
+        status=st.integers(200, 599),
+        headers=HEADERS,
+        body=st.binary(),
+        etag=st.binary(),
+        stored_at=st.integers(0, 2**41).map(lambda value: value / 1000),
+        ttl=st.integers(1, 30 * 86400 * 1000).map(lambda value: value / 1000),
+        initial_age=st.integers(0, 2**31 - 1),
+    ),
+    generations=PAIRS.filter(bool),
+)
+
+
+@given(ENTRIES, st.sampled_from([UNSIGNED, SIGNED, ROTATED]), st.binary())
+def test_any_entry_is_read_as_it_was_written(entry: Entry, codec: Codec, key: bytes) -> None:
+    read = codec.decode(key, codec.encode(key, entry))
+    assert isinstance(read, Entry)
+    assert read.request == entry.request
+    assert read.generations == entry.generations
+    assert read.response.stored_at == pytest.approx(entry.response.stored_at, abs=0.0011)
+    assert read.response.ttl == pytest.approx(entry.response.ttl, abs=0.0011)
+    for name in ("status", "headers", "body", "etag", "initial_age"):
+        assert getattr(read.response, name) == getattr(entry.response, name)
+
+
+def test_a_large_body_is_read_too() -> None:
+    body = b"x" * (70 * 1024 * 1024)
+    entry = Entry(b"r", StoredResponse(200, (), body, b"", 0.0, 1.0), ((b"g", b"t"),))
+    assert SIGNED.decode(KEY, SIGNED.encode(KEY, entry)) == entry
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_single_bit_can_be_changed(codec: Codec) -> None:
+    value = codec.encode(KEY, ENTRY)
+    accepted = []
+    for bit in range(len(value) * 8):
+        changed = bytearray(value)
+        changed[bit // 8] ^= 1 << bit % 8
+        if not isinstance(codec.decode(KEY, bytes(changed)), Undecodable):
+            accepted.append(bit)
+    assert accepted == []
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_end_can_be_missing_and_nothing_can_follow(codec: Codec) -> None:
+    value = codec.encode(KEY, ENTRY)
+    for length in range(len(value)):
+        assert isinstance(codec.decode(KEY, value[:length]), Undecodable)
+    for more in (b"\0", b"x", value):
+        assert codec.decode(KEY, value + more) == Undecodable("corrupt")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("other", [b"", KEY[:-1], KEY + b"0", KEY.replace(b"acme", b"evil")])
+def test_a_value_belongs_to_its_key(codec: Codec, other: bytes) -> None:
+    assert isinstance(codec.decode(other, codec.encode(KEY, ENTRY)), Undecodable)
+
+
+def test_the_border_between_key_and_value_cannot_be_moved() -> None:
+    digests = {UNSIGNED._mac("", key, payload) for key, payload in ((b"a", b"bc"), (b"ab", b"c"), (b"1:a", b""))}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reader", "writer", "outcome"),
+    [
+        pytest.param(ROTATED, SIGNED, None, id="the second key verifies"),
+        pytest.param(ROTATED, Codec({"k2": b"second secret"}), None, id="the first key verifies"),
+        pytest.param(SIGNED, ROTATED, "forged", id="a key that is not known yet"),
+        pytest.param(SIGNED, UNSIGNED, "forged", id="no signature where one is asked for"),
+        pytest.param(UNSIGNED, SIGNED, "forged", id="a signature that nobody can check"),
+        pytest.param(SIGNED, Codec({"k1": b"another secret"}), "forged", id="the same id, another secret"),
+        pytest.param(SIGNED, Codec({"": b"first secret"}), "forged", id="the empty id"),
+    ],
+)
+def test_keys_are_rotated_and_forgeries_refused(reader: Codec, writer: Codec, outcome: str | None) -> None:
+    read = reader.decode(KEY, writer.encode(KEY, ENTRY))
+    assert read == (ENTRY if outcome is None else Undecodable(outcome))
+
+
+def test_the_first_key_signs() -> None:
+    assert msgpack.unpackb(ROTATED.encode(KEY, ENTRY))[1] == "k2"
+    assert (SIGNED.signs, UNSIGNED.signs) == (True, False)
+
+
+def test_a_digest_is_not_accepted_as_a_signature() -> None:
+    _, _, mac, payload = msgpack.unpackb(UNSIGNED.encode(KEY, ENTRY))
+    assert SIGNED.decode(KEY, msgpack.packb((VERSION, "k1", mac, payload))) == Undecodable("forged")
+
+
+@pytest.mark.parametrize(("version", "reason"), [(VERSION + 1, "newer"), (2**31, "newer"), (0, "older"), (-1, "older")])
+def test_another_version_is_told_apart(version: int, reason: str) -> None:
+    assert UNSIGNED.decode(KEY, seal(tuple(FIELDS.values()), version=version)) == Undecodable(reason)
+    assert UNSIGNED.decode(KEY, msgpack.packb((version, "anything"))) == Undecodable(reason)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\xc1", id="never used"),
+        pytest.param(b'{"json": 1}', id="json"),
+        pytest.param(b"\x80\x04\x95.", id="pickle"),
+        pytest.param(msgpack.packb(None), id="nil"),
+        pytest.param(msgpack.packb(()), id="empty list"),
+        pytest.param(msgpack.packb({"a": 1}), id="map"),
+        pytest.param(msgpack.packb((True, "", b"", b"")), id="a version that is true"),
+        pytest.param(msgpack.packb((1.0, "", b"", b"")), id="a version that is a float"),
+        pytest.param(msgpack.packb((VERSION,)), id="version only"),
+        pytest.param(msgpack.packb((VERSION, b"", b"", b"")), id="the id is bytes"),
+        pytest.param(msgpack.packb((VERSION, "", "", b"")), id="the MAC is text"),
+        pytest.param(msgpack.packb((VERSION, "", b"", "")), id="the payload is text"),
+        pytest.param(msgpack.packb((VERSION, "", b"", b"", b"")), id="too many"),
+        pytest.param(msgpack.packb((VERSION, "k" * 65, b"", b"")), id="a long id"),
+        pytest.param(msgpack.packb(msgpack.ExtType(5, b"x")), id="extension"),
+        pytest.param(msgpack.packb(msgpack.Timestamp(5)), id="timestamp"),
+        pytest.param(b"\x91" * 5000 + b"\xc0", id="deep"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="four billion members"),
+        pytest.param(b"\xc6\xff\xff\xff\xff", id="four gigabytes"),
+    ],
+)
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_foreign_value_is_corrupt(codec: Codec, value: bytes) -> None:
+    assert isinstance(codec.decode(KEY, value), Undecodable)
+    assert UNSIGNED.decode(KEY, value) == Undecodable("corrupt")
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("request", "text"), ("request", None),
+        ("generations", ()), ("generations", ((b"a",),)), ("generations", ((b"a", b"b", b"c"),)),
+        ("generations", ((b"a", "b"),)), ("generations", ((b"a", b"b"),) * 65), ("generations", b"x"),
+        ("stored_at", -1), ("stored_at", 1.5), ("stored_at", True), ("stored_at", None),
+        ("ttl", 0), ("ttl", -1), ("ttl", True), ("ttl", 30 * 86400 * 1000 + 1), ("ttl", "1"),
+        ("initial_age", -1), ("initial_age", 2**31), ("initial_age", False),
+        ("status", -5), ("status", 0), ("status", 199), ("status", 600), ("status", "200"), ("status", True),
+        ("etag", '"tag"'), ("etag", None),
+        ("headers", ((b"a", b"b\r\nset-cookie: x"),)), ("headers", ((b"a\n", b"b"),)), ("headers", ((b"a", b"\0"),)),
+        ("headers", (("a", "b"),)), ("headers", ((b"a", 1),)), ("headers", ((b"a",),)), ("headers", None),
+        ("headers", ((b"a", b"b"),) * 257), ("headers", (b"ab",)),
+        ("body", "text"), ("body", None), ("body", {}), ("body", msgpack.ExtType(1, b"")),
+    ],
+)  # fmt: skip
+def test_every_type_and_bound_is_checked_even_if_the_mac_is_right(field: str, bad: object) -> None:
+    assert UNSIGNED.decode(KEY, seal(tuple((FIELDS | {field: bad}).values()))) == Undecodable("corrupt")
+
+
+@pytest.mark.parametrize(
+    ("field", "good"),
+    [
+        ("status", 599), ("ttl", 1), ("ttl", 30 * 86400 * 1000), ("initial_age", 2**31 - 1), ("stored_at", 0),
+        ("headers", ()), ("headers", ((b"a", b"b"),) * 256), ("generations", ((b"a", b"b"),) * 64), ("body", b""),
+    ],
+)  # fmt: skip
+def test_the_bounds_themselves_are_fine(field: str, good: object) -> None:
+    assert isinstance(UNSIGNED.decode(KEY, seal(tuple((FIELDS | {field: good}).values()))), Entry)
+
+
+def test_a_payload_of_another_length_is_corrupt() -> None:
+    values = tuple(FIELDS.values())
+    for payload in (values[:-1], (*values, b""), (), None, 5, FIELDS):
+        assert UNSIGNED.decode(KEY, seal(payload)) == Undecodable("corrupt")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary() | st.text(),
+    lambda children: st.lists(children, max_size=5) | st.dictionaries(st.text() | st.binary(), children, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(ANYTHING, st.sampled_from([UNSIGNED, SIGNED]))
+def test_any_value_of_msgpack_is_refused_quietly(value: object, codec: Codec) -> None:
+    assert isinstance(codec.decode(KEY, msgpack.packb(value)), Undecodable)
+    assert isinstance(UNSIGNED.decode(KEY, seal(value)), Undecodable)
+
+
+@given(st.binary())
+def test_any_bytes_are_refused_quietly(value: bytes) -> None:
+    assert isinstance(UNSIGNED.decode(KEY, value), Undecodable)
+    assert isinstance(
+        UNSIGNED.decode(KEY, msgpack.packb((VERSION, "", UNSIGNED._mac("", KEY, value), value))), Undecodable
+    )
+
+
+@given(st.sampled_from(list(FIELDS)), ANYTHING)
+def test_any_value_in_place_of_a_field_is_decided_quietly(field: str, value: object) -> None:
+    assert isinstance(UNSIGNED.decode(KEY, seal(tuple((FIELDS | {field: value}).values()))), Undecodable | Entry)
