@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from weakref import WeakSet
 
 from nexcache.collapse import Flights
@@ -18,11 +18,13 @@ from nexcache.policy import Policy, seconds
 from nexcache.refresh import Recent, Target, Warmed, Warms
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
-from nexcache.stores.redis import RedisStore
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import Emitter
 from nexcache.telemetry.names import Trigger
 from nexcache.wiring import build
+
+if TYPE_CHECKING:
+    from nexcache.stores.redis import RedisStore
 
 _WARMED_AT_ONCE: Final = 4
 _GRACE: Final = 5.0
@@ -36,7 +38,7 @@ class NexCache:
     any number of times, and the next use opens it again.
     """
 
-    def __init__(self, settings: Settings | None = None, *, store: RedisStore | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, store: "RedisStore | None" = None) -> None:
         self.settings = settings if settings is not None else Settings()
         self._parts = build(self.settings, store=store)
         self._told = False

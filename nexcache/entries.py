@@ -255,6 +255,11 @@ class Entries:
         self._fallback_ttl = fallback_ttl
 
     @property
+    def memory(self) -> Memory:
+        """What this process holds."""
+        return self._l1 if self._l1 is not None else self._local.memory
+
+    @property
     def in_process(self) -> bool:
         """Whether this process is all there is."""
         return self._shared is None

@@ -182,6 +182,7 @@ class CacheMiddleware:
         self._max_body = [size_in_bytes(policy.max_body) for policy in self._policies.all]
         self._keyed = [self._headers.covered(policy) for policy in self._policies.all]
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
+        self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
         self._started = False
         cache.register(self)
@@ -241,7 +242,7 @@ class CacheMiddleware:
         raw = (
             request.tenant,
             request.principal,
-            request.index,
+            self._marks[request.index],  # another middleware of the same cache has other policies
             "GET" if method == "HEAD" else method,
             scope["path"],
             scope.get("raw_path"),
@@ -283,9 +284,7 @@ class CacheMiddleware:
         if refreshing is None:
             fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
             cache.recent.note(request.tenant, policy.op, _target(scope, fields, request.body or b""))
-        elif refreshing.tenant == request.tenant:
-            request.counts = OperationCounts()  # nobody asked: nothing that the statistics tell of
-        else:
+        elif refreshing.tenant != request.tenant:
             return
         first = cache.entries.first
         followed = 0
@@ -486,9 +485,10 @@ class CacheMiddleware:
 
     async def _follow(self, request: _Request, response: StoredResponse) -> None:
         """Answer with what was computed for another request that was waiting for the same."""
-        request.counts.coalesced += 1
         if request.refreshing is not None:
             request.refreshing.kept = True
+        else:
+            request.counts.coalesced += 1
         start, body = answer(
             prepare(response),
             method=request.method,
@@ -568,7 +568,9 @@ class CacheMiddleware:
             return
         request.ended = True
         duration = time.perf_counter() - request.started
-        if result is Result.MISS:
+        if request.refreshing is not None:
+            pass  # nobody asked: nothing that the statistics tell of
+        elif result is Result.MISS:
             request.counts.misses += 1
             request.counts.miss_latency.add(duration)
         elif result is Result.ERROR:

@@ -30,6 +30,7 @@ from nexcache.telemetry.events import (
     Answered,
     BackendChanged,
     BackendFailed,
+    BackplaneChanged,
     Emitter,
     Event,
     Evicted,
@@ -47,7 +48,7 @@ from nexcache.telemetry.names import SCOPE, Trigger
 REPEAT_AFTER: Final = 60.0
 """Seconds for which the same warning is only counted."""
 
-_ALWAYS: Final = (Started, BackendChanged, BackendFailed, HookFailed, Invalidated)
+_ALWAYS: Final = (Started, BackendChanged, BackplaneChanged, BackendFailed, HookFailed, Invalidated)
 _DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested)
 _ANNOUNCED: Final = frozenset({"timeout", "connection", "breaker", "busy"})
 """Kinds of failure that end in one `BackendChanged`, which is the line for an operator."""
@@ -86,6 +87,8 @@ class LogListener:
                     library_logger().warning(f"{SCOPE}.start_warning", warning=_plain(warning))
             case BackendChanged():
                 _log("info" if event.available else "warning", event)
+            case BackplaneChanged():
+                _log("info" if event.connected else "warning", event)
             case HookFailed():
                 self._warn(event, "hook", event.hook)
             case BackendFailed() if event.kind not in _ANNOUNCED:

@@ -286,6 +286,89 @@ async def test_500_cold_requests_cost_a_handful_of_commands(node: Callable[..., 
     assert a.store.commands - commands <= 60  # lookup, capture, storing, and some renewals meanwhile
 
 
+def _ignore_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def invalidated(self: View, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self._trusted.pop(key, None)
+
+    monkeypatch.setattr(View, "invalidated", invalidated)
+
+
+@pytest.mark.parametrize("barriers", [True, False], ids=["with barriers", "without: the check can fail"])
+async def test_a_reply_that_comes_after_the_message_is_not_trusted(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, barriers: bool
+) -> None:
+    source = Source()
+    a, b = node(source), node(source)
+    await asyncio.gather(a.until_in_memory(), b.until_in_memory("/other"))
+    if not barriers:
+        _ignore_barriers(monkeypatch)
+    read, was_read, late = b.store.read, asyncio.Event(), asyncio.Event()
+
+    async def hold(*args: Any, **kwargs: Any) -> Reading:
+        reading: Reading = await read(*args, **kwargs)
+        was_read.set()
+        await late.wait()
+        return reading
+
+    with monkeypatch.context() as held:
+        held.setattr(b.store, "read", hold)
+        early = asyncio.create_task(b.get())
+        await was_read.wait()
+    source.version += 1
+    await a.cache.invalidate("acme", "page", wait="strict")
+    late.set()
+
+    assert (await early)[0] == source.version - 1  # it started before the invalidation
+    assert (await b.get())[0] == (source.version if barriers else source.version - 1)
+
+
+@pytest.mark.parametrize("barriers", [True, False], ids=["with barriers", "without: the check can fail"])
+async def test_a_node_confirms_after_it_has_raised_its_barrier(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, barriers: bool
+) -> None:
+    source = Source()
+    a, b = node(source, l1_lease_ms=1000), node(source, l1_lease_ms=1000)
+    await asyncio.gather(a.until_in_memory(), b.until_in_memory())
+    if not barriers:
+        monkeypatch.setattr(View, "invalidated", lambda self, keys: None)
+    source.version += 1
+
+    await a.cache.invalidate("acme", "page", wait="strict")
+
+    assert (await b.get())[0] == (source.version if barriers else source.version - 1)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "without: the check can fail"])
+async def test_a_strict_invalidation_waits_for_a_node_whose_messages_come_late(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    source = Source()
+    a, b = node(source, l1_lease_ms=1000), node(source, l1_lease_ms=1000)
+    await asyncio.gather(a.until_in_memory(), b.until_in_memory())
+    received, arrive = b.coherence._backplane._received, asyncio.Event()
+
+    async def late(channel: bytes, payload: bytes) -> None:
+        await arrive.wait()
+        await received(channel, payload)
+
+    monkeypatch.setattr(b.coherence._backplane, "_received", late)
+    if not waits:
+        monkeypatch.setattr(Coherence, "confirmed", _nothing)
+    source.version += 1
+
+    invalidating = asyncio.create_task(a.cache.invalidate("acme", "page", wait="strict"))
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert invalidating.done() is not waits
+    if waits:
+        arrive.set()
+    await invalidating
+
+    assert (await b.get())[0] == (source.version if waits else source.version - 1)
+    arrive.set()
+
+
 # --- many requests and invalidations at once, judged afterwards ----------------------------------------------
 
 
@@ -363,44 +446,6 @@ async def test_no_request_is_answered_from_before_an_acknowledged_invalidation(
 
     assert checked >= 2500
     assert stale == 0
-
-
-def _ignore_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def invalidated(self: View, keys: Sequence[bytes]) -> None:
-        for key in keys:
-            self._trusted.pop(key, None)
-
-    monkeypatch.setattr(View, "invalidated", invalidated)
-
-
-def _confirm_without_a_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(View, "invalidated", lambda self, keys: None)
-
-
-def _wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Coherence, "confirmed", _nothing)
-
-
-@pytest.mark.parametrize("mutant", [_ignore_barriers, _confirm_without_a_barrier, _wait_for_nobody])
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_the_check_can_fail(
-    node: Callable[..., Node],
-    monkeypatch: pytest.MonkeyPatch,
-    mutant: Callable[[pytest.MonkeyPatch], None],
-    seed: int,
-) -> None:
-    source = Source()
-    nodes = [node(source) for _ in range(3)]
-    for each in nodes:
-        await each.until_in_memory()
-    late_replies(nodes, monkeypatch, seed)
-    mutant(monkeypatch)
-
-    for attempt in range(8):
-        _, stale = await violations(nodes, source, seed=seed + 10 * attempt, requests=2500)
-        if stale:
-            return
-    raise AssertionError("the mutant survived")
 
 
 async def _nothing(*_: object, **__: object) -> None:

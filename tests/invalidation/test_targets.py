@@ -43,14 +43,33 @@ def test_any_other_name_is_refused_with_the_reason(name: Any, reason: str) -> No
 @pytest.mark.parametrize(
     ("pattern", "operation", "is_match"),
     [
-        ("a", "a", True), ("a", "ab", False), ("a", "A", False), ("*", "", True), ("*", "a\nb", True),
-        ("dashboard_*", "dashboard_", True), ("dashboard_*", "dashboard_x", True), ("dashboard_*", "my_dashboard_x", False),
-        ("*_map", "a_map", True), ("*_map", "a_map2", False), ("a?c", "abc", True), ("a?c", "ac", False),
-        ("a?c", "abbc", False), ("[ab]", "a", False), ("[ab]", "[ab]", True), ("[*]", "[xyz]", True), ("[!a]", "b", False),
-        ("a.c", "abc", False), ("a*b*c", "a--b--c", True), ("a*b*c", "acb", False), ("**", "x", True), ("é*", "éx", True),
-        ("a", "a\n", False), ("\\*", "*", False), ("\\*", "\\x", True),
+        ("a", "a", True),
+        ("a", "ab", False),
+        ("a", "A", False),
+        ("*", "", True),
+        ("*", "a\nb", True),
+        ("dashboard_*", "dashboard_", True),
+        ("dashboard_*", "dashboard_x", True),
+        ("dashboard_*", "my_dashboard_x", False),
+        ("*_map", "a_map", True),
+        ("*_map", "a_map2", False),
+        ("a?c", "abc", True),
+        ("a?c", "ac", False),
+        ("a?c", "abbc", False),
+        ("[ab]", "a", False),
+        ("[ab]", "[ab]", True),
+        ("[*]", "[xyz]", True),
+        ("[!a]", "b", False),
+        ("a.c", "abc", False),
+        ("a*b*c", "a--b--c", True),
+        ("a*b*c", "acb", False),
+        ("**", "x", True),
+        ("é*", "éx", True),
+        ("a", "a\n", False),
+        ("\\*", "*", False),
+        ("\\*", "\\x", True),
     ],
-)  # fmt: skip
+)
 def test_a_glob_has_stars_and_question_marks_only(pattern: str, operation: str, is_match: bool) -> None:
     assert matches(pattern, operation) is is_match
     assert is_glob(pattern) is ("*" in pattern or "?" in pattern)

@@ -37,7 +37,7 @@ def test_directives_are_read(field: bytes, expected: dict[bytes, bytes | None]) 
         b"public no-store", b"max-age=60 no-store", b"max-age=60; no-store", b"max-age=60;no-store", b"public;no-store",
         b'"no-store"', b'max-age="60, no-store', b"max-age=, no-store", b"=no-store", b"no-store=1", b"no-store=",
         b'no-store="', b"max-age=60\tno-store", b"\x00, no-store", b"\xff no-store", b"no-store,no-store",
-        b'a="b" no-store', b'a="b"no-store', b"a==no-store",
+        b'a="b" no-store', b'a="b"no-store',
     ],
 )  # fmt: skip
 def test_a_malformed_field_hides_no_directive(field: bytes) -> None:

@@ -11,9 +11,8 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.stores.codec import VERSION, Codec, Undecodable
 
 KEY = b"nexarch:acme:dashboard:0123456789abcdef"
-RESPONSE = StoredResponse(
-    200, ((b"content-type", b"application/json"), (b"link", b"<a>"), (b"link", b"<b>")), b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7
-)  # fmt: skip
+FIELDS_OF_IT = ((b"content-type", b"application/json"), (b"link", b"<a>"), (b"link", b"<b>"))
+RESPONSE = StoredResponse(200, FIELDS_OF_IT, b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7)
 ENTRY = Entry(b"4:test", RESPONSE, ((b"nexarch:acme:@tenant", b"t" * 32), (b"nexarch:acme:@op:dashboard", b"o" * 32)))
 
 UNSIGNED = Codec()

@@ -15,6 +15,7 @@ from nexcache.telemetry.events import (
     Answered,
     BackendChanged,
     BackendFailed,
+    BackplaneChanged,
     Emitter,
     Event,
     Evicted,
@@ -225,6 +226,11 @@ LINES = [
             "kind": "connection",
         },
         id="backend available",
+    ),
+    pytest.param(
+        BackplaneChanged(connected=False),
+        {"event": "nexcache.backplane_changed", "log_level": "warning", "connected": False},
+        id="backplane lost",
     ),
     pytest.param(
         Started("redis", "Redis redis://host:6379/0"),

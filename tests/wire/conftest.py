@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+from pydantic import SecretStr
 
 from nexcache import NexCache, Settings
 from tests.wire.server import PARSERS
@@ -32,18 +33,19 @@ async def memory_cache() -> AsyncIterator[NexCache]:
 
 @pytest.fixture
 async def redis_cache(redis_server: Valkey) -> AsyncIterator[NexCache]:
-    cache = NexCache(Settings(redis_url=redis_server.url))
+    cache = NexCache(Settings(redis_url=SecretStr(redis_server.url), l1_enabled=False))
     yield cache
     await cache.aclose()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "tiered"])
 async def cache(request: pytest.FixtureRequest) -> AsyncIterator[NexCache]:
-    settings = {"redis_url": None, "redis_host": None}
-    if request.param == "redis":
+    """A cache of each kind: in this process, on a server, and on a server with a memory before it."""
+    url = None
+    if request.param != "memory":
         server: Valkey = request.getfixturevalue("redis_server")
-        settings = {"redis_url": server.url, "redis_host": None}
-    cache = NexCache(Settings(**settings))
+        url = SecretStr(server.url)
+    cache = NexCache(Settings(redis_url=url, redis_host=None, l1_enabled=request.param == "tiered"))
     yield cache
     await cache.aclose()
 
@@ -58,6 +60,8 @@ def http(request: pytest.FixtureRequest) -> str:
 def stored(request: pytest.FixtureRequest, cache: NexCache) -> Callable[[], int]:
     """How many entries there are."""
     if cache.entries.in_process:
-        return lambda: cache.entries.memory.size[0]
+        memory = cache.entries.first
+        assert memory is not None
+        return lambda: memory.size[0]
     server: Valkey = request.getfixturevalue("redis_server")
     return lambda: len(server.entries())

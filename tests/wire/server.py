@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
 import uvicorn
 
+from nexcache import NexCache
 from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
 
 PARSERS = ("h11", "httptools")
@@ -25,8 +26,13 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, *, http: str = "h11", lifespan: str = "on") -> AsyncIterator["Client"]:
-    """Serve an app on a loopback port of its own; what the app raised is in `Client.errors`."""
+async def serving(
+    app: ASGIApp, *, http: str = "h11", lifespan: str = "on", cache: NexCache | None = None
+) -> AsyncIterator["Client"]:
+    """Serve an app on a loopback port of its own; what the app raised is in `Client.errors`.
+
+    With `cache`, the client's `ask` waits until nothing is being computed or stored any more.
+    """
     errors: list[BaseException] = []
 
     async def watched(scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +54,7 @@ async def serving(app: ASGIApp, *, http: str = "h11", lifespan: str = "on") -> A
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    client = Client(listener.getsockname()[1], errors)
+    client = Client(listener.getsockname()[1], errors, cache)
     try:
         async with asyncio.timeout(PATIENCE):
             while not server.started and not task.done():
@@ -162,6 +168,7 @@ class Client:
 
     port: int
     errors: list[BaseException]
+    cache: NexCache | None
     connections: list[Connection] = field(default_factory=list)
 
     async def connect(self) -> Connection:
@@ -179,6 +186,8 @@ class Client:
         await connection.ask(target, method=method, fields=fields, body=body, host=host)
         answer = await connection.answer(method=method)
         connection.close()
+        if (cache := self.cache) is not None:
+            await until(lambda: cache.flights.running == 0)
         return answer
 
     async def get(self, target: str, **fields: str) -> Answer:
@@ -291,9 +300,8 @@ async def ask(app: ASGIApp, path: str = "/", **options: object) -> Answer:
     return (await Exchange(app, path, **options).run()).answer  # type: ignore[arg-type]
 
 
-async def until(condition: object, what: str = "what was expected") -> None:
+async def until(condition: Callable[[], object], what: str = "what was expected") -> None:
     """Poll until a condition holds."""
-    assert callable(condition)
     try:
         async with asyncio.timeout(PATIENCE):
             while not condition():
