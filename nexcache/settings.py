@@ -108,14 +108,6 @@ class Settings(BaseSettings):
             file_secret_settings,
         )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> Any:
-        secret = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if isinstance(secret, str) and any("\ud800" <= char <= "\udfff" for char in secret):
-            raise ValueError("must be UTF-8 text")
-        return value
-
     @field_validator("operation_ttls", mode="before")
     @classmethod
     def _durations(cls, value: Mapping[str, Any]) -> dict[str, float]:
@@ -174,6 +166,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return _api_keys(part for part in value.split(",") if part.strip())
+
+    @field_validator("*", mode="before")  # the last one is the first to run
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        secret = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(secret, str) and any("\ud800" <= char <= "\udfff" for char in secret):
+            raise ValueError("must be UTF-8 text")
+        return value
 
     @field_validator("api_keys_file", "redis_ssl_ca_certs")
     @classmethod

@@ -123,6 +123,7 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emitted]:
     with pytest.MonkeyPatch.context() as patch:
         # as if it were the program's, without being left to the tests that follow
         patch.setattr("opentelemetry.metrics.get_meter_provider", lambda: provider)
+        patch.setattr("nexcache.telemetry.metrics._known", [])  # other tests' caches tell another provider
         asyncio.run(run(tmp_path_factory.mktemp("spans")))
     data = reader.get_metrics_data()
     assert data is not None

@@ -64,7 +64,7 @@ class Harness:
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+        async with asyncio.timeout(10), httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
             return await client.request(method, path, headers=headers, **options)
 
 
@@ -345,7 +345,7 @@ async def test_an_endpoint_ends_before_its_dependencies_when_its_request_is_canc
         return 0
 
     request = asyncio.create_task(harness.get("/hang"))
-    await entered.wait()
+    await asyncio.wait_for(entered.wait(), 10)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request

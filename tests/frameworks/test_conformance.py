@@ -221,7 +221,7 @@ def test_websockets_pass(site: Site) -> None:
         return
     with connect(url) as websocket:
         websocket.send("hello")
-        assert websocket.recv() == "echo hello"
+        assert websocket.recv(timeout=10) == "echo hello"
 
 
 @everywhere

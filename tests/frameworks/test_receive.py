@@ -28,6 +28,7 @@ async def test_an_app_that_listens_for_a_disconnect_never_reads_the_end_of_the_b
     cache = NexCache(Settings(redis_url=None, redis_host=None))
     cached = CacheMiddleware(app, cache=cache, tenant=tenants.fixed("acme"), policies=[Policy("/", op="a")])
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
-    await cached(scope, receive, send)
+    async with asyncio.timeout(10):
+        await cached(scope, receive, send)
     await cache.aclose()
     assert read == ["http.request", "http.disconnect"]

@@ -38,7 +38,21 @@ async def redis_cache(redis_server: Valkey) -> AsyncIterator[NexCache]:
     await cache.aclose()
 
 
-@pytest.fixture(params=["memory", "redis", "tiered"])
+CACHES = ("memory", "redis", "tiered")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on every kind of cache and behind both parsers, together in pairs that hold each of them."""
+    if {"cache", "http"} <= set(metafunc.fixturenames):
+        pairs = [("memory", "h11"), ("memory", "httptools"), ("redis", "h11"), ("tiered", "httptools")]
+        metafunc.parametrize(("cache", "http"), pairs, indirect=True)
+    elif "cache" in metafunc.fixturenames:
+        metafunc.parametrize("cache", CACHES, indirect=True)
+    elif "http" in metafunc.fixturenames:
+        metafunc.parametrize("http", PARSERS, indirect=True)
+
+
+@pytest.fixture
 async def cache(request: pytest.FixtureRequest) -> AsyncIterator[NexCache]:
     """A cache of each kind: in this process, on a server, and on a server with a memory before it."""
     url = None
@@ -50,7 +64,7 @@ async def cache(request: pytest.FixtureRequest) -> AsyncIterator[NexCache]:
     await cache.aclose()
 
 
-@pytest.fixture(params=PARSERS)
+@pytest.fixture
 def http(request: pytest.FixtureRequest) -> str:
     parser: str = request.param
     return parser

@@ -20,6 +20,14 @@ Fields = Sequence[tuple[str, str]]
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.ended.wait()  # uvicorn looks ten times a second
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # they are pytest's
@@ -63,7 +71,7 @@ async def serving(
     finally:
         for connection in client.connections:
             connection.close()
-        server.should_exit = True
+        server.ended.set()
         await task
         listener.close()
 
