@@ -131,6 +131,7 @@ class Fill:
                 return None
             self._news = asyncio.get_running_loop().create_future()
             await self._news
+            self._news = None
         message = self._messages.popleft()
         if len(self._messages) < _IN_FLIGHT:
             self._room.set()
@@ -209,7 +210,8 @@ class Fill:
             if response is not None:
                 await self._store(response)
         elif self._copied is not None:
-            if self._wake() and message.get("more_body", False):
+            self._wake()
+            if self._news is not None and message.get("more_body", False):
                 # an app that never waits between two pieces would keep the first from its client
                 await asyncio.sleep(0)
         elif self._detached:
@@ -312,12 +314,9 @@ class Fill:
     def _report(self, what: str, error: Exception) -> None:
         asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error, "task": self.task})
 
-    def _wake(self) -> bool:
-        """Wake the leader; False if it was not waiting."""
-        if self._news is None or self._news.done():
-            return False
-        self._news.set_result(None)
-        return True
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
 
 def _stored(status: int, headers: Headers, body: bytes, ttl: float) -> StoredResponse:

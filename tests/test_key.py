@@ -208,6 +208,14 @@ def by_name(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
     return grouped
 
 
+@given(FIELDS.flatmap(lambda fields: st.tuples(st.just(fields), st.permutations(fields))))
+def test_of_two_orders_of_the_same_fields_only_that_of_repeated_ones_counts(
+    orders: tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]],
+) -> None:
+    first, second = orders
+    assert (canonical(first) == canonical(second)) is (by_name(first) == by_name(second))
+
+
 @given(FIELDS, FIELDS)
 def test_the_order_of_fields_does_not_matter_but_repetition_and_its_order_do(
     first: list[tuple[bytes, bytes]], second: list[tuple[bytes, bytes]]

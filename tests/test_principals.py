@@ -51,6 +51,11 @@ def test_the_fields_can_be_chosen() -> None:
     assert named(first, "X-Token") != named(second, "X-Token")
 
 
+@pytest.mark.parametrize("border", [b"", b"0:cookie0:", b"6:cookie1:", b"cookie", b":"])
+def test_two_credentials_are_not_one_that_looks_like_both(border: bytes) -> None:
+    assert named([(b"cookie", b"a"), (b"cookie", b"b")]) != named([(b"cookie", b"a" + border + b"b")])
+
+
 FIELDS = st.lists(
     st.tuples(st.sampled_from([b"authorization", b"cookie"]), st.sampled_from([b"", b"6:cookie", b"a", b"1:a"])),
     max_size=3,

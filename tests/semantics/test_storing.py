@@ -128,6 +128,10 @@ def test_the_announced_length_is_read(length: bytes, decision: Storable | NotSto
     assert decide([(b"content-length", length)]) == decision
 
 
+def test_a_response_that_varies_by_everything_is_not_stored_whatever_is_keyed() -> None:
+    assert decide([(b"vary", b"*")], keyed=(b"*",)) is NotStoredReason.VARY
+
+
 def test_a_response_with_trailers_is_not_stored() -> None:
     assert decide(trailers=True) is NotStoredReason.TRAILERS
 

@@ -19,10 +19,20 @@ PATIENCE = 10.0
 Fields = Sequence[tuple[str, str]]
 
 
+class StartupFailed(Exception):
+    """The app's lifespan failed."""
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ended = asyncio.Event()
+
+    async def run_until_ended(self, listener: socket.socket) -> None:
+        try:
+            await self.serve(sockets=[listener])
+        except SystemExit:
+            raise StartupFailed from None
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
@@ -61,19 +71,22 @@ async def serving(
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    task = asyncio.create_task(server.run_until_ended(listener))
     client = Client(listener.getsockname()[1], errors, cache)
     try:
         async with asyncio.timeout(PATIENCE):
             while not server.started and not task.done():
                 await asyncio.sleep(0.005)
-        yield client
+        if server.started:
+            yield client
     finally:
         for connection in client.connections:
             connection.close()
         server.ended.set()
-        await task
-        listener.close()
+        try:
+            await task
+        finally:
+            listener.close()
 
 
 @dataclass(slots=True)
@@ -159,6 +172,11 @@ class Connection:
                 async with asyncio.timeout(PATIENCE):
                     body = await self._reader.readexactly(int(head.get("content-length") or 0))
         return Answer(head.status, head.fields, body)
+
+    async def read(self, size: int) -> bytes:
+        """Read so many bytes."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._reader.readexactly(size)
 
     async def rest(self) -> bytes:
         """Read until the server closes."""
