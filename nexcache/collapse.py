@@ -33,11 +33,13 @@ class UntilSent(Generic[Result]):
         `call` is given a function to call when it is about to leave. Those who share a call whose maker was
         cancelled, or failed, make one of their own.
         """
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task is not None else 0
         while (shared := self._open.get(name)) is not None:
             try:
                 return await asyncio.shield(shared)
             except asyncio.CancelledError:
-                if not shared.cancelled():
+                if not shared.cancelled() or (task is not None and task.cancelling() > cancelling):
                     raise
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._open[name] = future

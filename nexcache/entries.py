@@ -114,6 +114,7 @@ class Memory:
         if len(live.aliases) < _MOST_ALIASES and raw not in self._aliases and self._entries.peek(live.name) is live:
             live.aliases.append(raw)
             self._aliases[raw] = live
+            self._entries.grow(live.name, by=_size(raw))
 
     def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts, *, lifetime: float) -> Live | None:
         """Keep an entry until its time is over or its room is needed; None if it is too large."""
@@ -206,7 +207,7 @@ class Shared:
             entry = self._codec.decode(key.name, value)
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
-            elif entry.request == key.request and all(token == current.get(name) for name, token in entry.generations):
+            elif entry.request == key.request and dict(entry.generations) == current:
                 return entry
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
@@ -294,9 +295,14 @@ class Entries:
         started = time.perf_counter()
         found: Found | Missing
         try:
-            if self._invalidations.queued and not await self._invalidations.caught_up():
+            failures = self._invalidations.failures
+            if self._invalidations.queued and not await self._invalidations.caught_up(deadline=deadline):
                 return self._local.lookup(key)
             looked = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent)
+            if self._invalidations.failures != failures:  # what was read may be what was invalidated meanwhile
+                return self._local.lookup(key)
+            if self._local.memory.size[0]:
+                self.store_came_back()
             if isinstance(looked, Entry):
                 found = Found(prepare(looked.response), Tier.REDIS, self._keep_here(key, looked, counts))
             else:
@@ -313,10 +319,14 @@ class Entries:
     ) -> Snapshot:
         """Capture generations where the entry was looked for; never raises for the store."""
         if self._shared is not None and missing.tier is Tier.REDIS:
+            failures = self._invalidations.failures
             try:
-                return await self._shared.capture(key, deadline=deadline, on_sent=on_sent)
+                snapshot = await self._shared.capture(key, deadline=deadline, on_sent=on_sent)
             except StoreError:
                 pass
+            else:
+                if self._invalidations.failures == failures:
+                    return snapshot
         return self._local.capture(key)
 
     async def keep(
@@ -370,3 +380,10 @@ def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
         min(response.ttl, ttl),
         response.initial_age,
     )
+
+
+def _size(raw: Hashable) -> int:
+    """Return about how many bytes of memory a raw request holds."""
+    if isinstance(raw, tuple):
+        return 56 + sum(map(_size, raw))
+    return 56 + len(raw) if isinstance(raw, bytes | str) else 0

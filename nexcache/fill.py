@@ -107,6 +107,7 @@ class Fill:
         """The last message of the answer was sent; the app may have more to do in the background."""
         self._headers: Headers | None = None
         self._status = 0
+        self._announced: int | None = None
         self._trailers = False
         self._copied: list[bytes] | None = []
         self._size = 0
@@ -211,8 +212,9 @@ class Fill:
                 await self._store(response)
         elif self._copied is not None:
             self._wake()
-            if self._news is not None and message.get("more_body", False):
-                # an app that never waits between two pieces would keep the first from its client
+            if self._news is not None and message.get("more_body", False) and self._size != self._announced:
+                # an app that never waits between two pieces would keep the first from its client; one that has sent
+                # all that it announced, and only not said so yet (Quart), is about to
                 await asyncio.sleep(0)
         elif self._detached:
             self.task.cancel()
@@ -230,6 +232,8 @@ class Fill:
         # a copy: the list stays the app's, and what is decided on is what is stored
         self._headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
         self._status, self._trailers = message["status"], bool(message.get("trailers", False))
+        length = first(self._headers, b"content-length")
+        self._announced = int(length) if length is not None and length.isdigit() and len(length) < 20 else None  # noqa: PLR2004
         decision = self._decide(self._status, self._headers, self._trailers)
         if isinstance(decision, NotStoredReason):
             self._give_up(decision)

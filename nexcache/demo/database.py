@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 RETENTION_US: Final = 185 * 60 * 1_000_000
 """Spans that began longer ago than this, in microseconds, are deleted: the longest window is three hours."""
 
-_READERS: Final = 3
+_READERS: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS spans (

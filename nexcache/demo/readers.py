@@ -29,7 +29,7 @@ class Page:
 
 # How often each is wanted: most readers look at the overviews, some at a service, few at anything else.
 _OVERVIEWS: Final = (
-    Page("/api/v1/dashboard?window=30m", "dashboard_overview", 400),
+    Page("/api/v1/dashboard?window=30m", "dashboard_overview", 500),
     Page("/api/v1/architecture?window=30m", "architecture_map", 200),
     Page("/api/v1/services?window=30m", "service_list", 140),
     *(
@@ -49,8 +49,8 @@ _OVERVIEWS: Final = (
     ),
 )
 _OF_A_SERVICE: Final = (
-    ("/api/v1/services/{service}?window=3h", "service_details", 5),
-    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 4),
+    ("/api/v1/services/{service}?window=3h", "service_details", 2),
+    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 1.5),
 )
 
 

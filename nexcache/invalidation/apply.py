@@ -20,6 +20,11 @@ from nexcache.tenants import is_valid_id
 
 _MOST_QUEUED: Final = 256
 """Generations queued per tenant; more become one, that of the whole tenant."""
+_MOST_QUEUED_IN_ALL: Final = 20_000
+"""Generations queued of all tenants; with more, each tenant's become one."""
+_FIRST_RETRY: Final = 0.1
+_SLOWEST_RETRY: Final = 1.0
+"""Seconds between attempts to deliver what is queued, where no request does it sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,13 @@ class Invalidations:
         self._shared = shared
         self._emitter = emitter
         self._counts = counts
-        self._queue: OrderedDict[str, set[bytes]] = OrderedDict()
+        self._queue: OrderedDict[str, dict[bytes, int]] = OrderedDict()
+        """By tenant: generations' keys, each with the number of the failure that it was last queued by."""
         self._replaying: asyncio.Task[bool] | None = None
+        self._retrying: asyncio.Task[None] | None = None
+        self.failures = 0
+        """How many invalidations the store was not told of when they were made. Whoever reads from the store while
+        this number changes may have read what this process has invalidated."""
 
     @property
     def queued(self) -> int:
@@ -98,6 +108,9 @@ class Invalidations:
                 except StoreError:
                     acknowledged = False
                     self._enqueue(tenant, targets)
+                except BaseException:  # cancelled half-way: what was begun is carried out
+                    self._enqueue(tenant, targets)
+                    raise
                 else:
                     if self._coherence is not None:
                         self._coherence.invalidated(tokens)
@@ -131,21 +144,35 @@ class Invalidations:
             found.update(name_of(member) for member in members or ())
         return frozenset(found)
 
-    async def caught_up(self) -> bool:
-        """Tell the store what was queued while it was away; False while it still is.
+    async def caught_up(self, *, deadline: float | None = None) -> bool:
+        """Tell the store what was queued while it was away; False while it still is, or at the deadline.
 
         Nothing may be read from the store before this is true: an entry there may be one that this process
         has invalidated.
         """
         if not self._queue:
             return True
-        if self._replaying is None or self._replaying.done():
-            self._replaying = asyncio.create_task(self._replay(), name="nexcache-replay")
-        return await asyncio.shield(self._replaying)
+        loop = asyncio.get_running_loop()
+        replaying = self._replaying
+        if replaying is None or replaying.done() or replaying.get_loop() is not loop:
+            replaying = self._replaying = loop.create_task(self._replay(), name="nexcache-replay")
+        await asyncio.wait((replaying,), timeout=None if deadline is None else max(0.0, deadline - loop.time()))
+        return replaying.done() and not replaying.cancelled() and replaying.result()
 
     async def aclose(self) -> None:
         """Try once more to deliver what is queued."""
-        if self._queue:
+        retrying, self._retrying = self._retrying, None
+        if retrying is not None and retrying.get_loop() is asyncio.get_running_loop():
+            retrying.cancel()
+            await asyncio.gather(retrying, return_exceptions=True)
+        await self.caught_up()
+
+    async def _retry(self) -> None:
+        """Deliver what is queued, even if nobody reads here any more: other nodes do."""
+        delay = _FIRST_RETRY
+        while self._queue:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _SLOWEST_RETRY)
             await self.caught_up()
 
     async def _replay(self) -> bool:
@@ -153,16 +180,20 @@ class Invalidations:
             return True
         while self._queue:
             tenant, tokens = next(iter(self._queue.items()))
-            known = frozenset(tokens)
+            told = dict(tokens)
             try:
-                await self._shared.unlink(tuple(known), message=self._message(tuple(known)))
+                await self._shared.unlink(tuple(told), message=self._message(tuple(told)))
             except StoreError:
                 return False
             if self._coherence is not None:
-                self._coherence.invalidated(known)  # what was read meanwhile was read too early
-            tokens -= known
+                self._coherence.invalidated(told)  # what was read meanwhile was read too early
+            for token, number in told.items():
+                if tokens.get(token) == number:  # else it was queued again, and the server told too early
+                    del tokens[token]
             if not tokens:
                 self._queue.pop(tenant, None)
+            elif self._queue.get(tenant) is tokens:
+                self._queue.move_to_end(tenant)
         if self._coherence is not None:
             self._coherence.blocked = False
         return True
@@ -200,11 +231,22 @@ class Invalidations:
         """Queue the tokens; what cannot be named without the store, or is too much, becomes the whole tenant."""
         globs = any(is_glob(name) for name in targets.operations)
         names = frozenset(("*",)) if globs else targets.operations
-        queued = self._queue.setdefault(tenant, set())
-        queued.update(self._tokens(tenant, names, targets.tags))
+        self.failures += 1
+        queued = self._queue.setdefault(tenant, {})
+        queued.update(dict.fromkeys(self._tokens(tenant, names, targets.tags), self.failures))
         if len(queued) > _MOST_QUEUED:
-            queued.clear()
-            queued.update(self._tokens(tenant, frozenset(("*",)), frozenset()))
+            self._widen(tenant, queued)
+        if sum(map(len, self._queue.values())) > _MOST_QUEUED_IN_ALL:
+            for each, tokens in self._queue.items():
+                if len(tokens) > 2:  # noqa: PLR2004 - the tenant's and the one of every invalidation
+                    self._widen(each, tokens)
+        loop = asyncio.get_running_loop()
+        if self._retrying is None or self._retrying.done() or self._retrying.get_loop() is not loop:
+            self._retrying = loop.create_task(self._retry(), name="nexcache-queue")
         if self._coherence is not None:
             self._coherence.blocked = True
             self._coherence.invalidated(self._tokens(tenant, names, targets.tags))
+
+    def _widen(self, tenant: str, queued: dict[bytes, int]) -> None:
+        queued.clear()
+        queued.update(dict.fromkeys(self._tokens(tenant, frozenset(("*",)), frozenset()), self.failures))

@@ -97,7 +97,8 @@ class Store(Protocol):
     ) -> Capture:
         """Register an operation, create missing tokens, read all of them, and read the registry back.
 
-        In this order and in one round trip. Tokens and registry live at least `ttl_ms` from now.
+        In this order and in one round trip. If the registry is whole, it and the tokens live for at least seven
+        eighths of `ttl_ms` from now; nothing's life is shortened.
         """
 
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:

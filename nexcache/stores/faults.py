@@ -4,7 +4,7 @@ from typing import Final
 
 from redis import exceptions as redis
 
-from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
+from nexcache.errors import StoreRefused, StoreUnavailable
 
 _REFUSALS: Final = (
     (redis.AuthenticationError, "auth", "the server refused the credentials"),
@@ -15,9 +15,9 @@ _REFUSALS: Final = (
 )
 
 
-def classify(error: BaseException) -> StoreError:
+def classify(error: BaseException) -> StoreUnavailable | StoreRefused:
     """Translate an error of the client. Messages are our own: the client's may repeat what was sent."""
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreUnavailable | StoreRefused):
         return error
     for kind, word, message in _REFUSALS:  # before ConnectionError, of which some of these are subclasses
         if isinstance(error, kind):

@@ -22,12 +22,14 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from nexcache.errors import StoreError, StoreUnavailable
+from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.stores.faults import classify
 
 Command: TypeAlias = tuple[Any, ...]
 
 _MOST_WAITING: Final = 20_000
+_REFUSED_FOR: Final = 1.0
+"""Seconds for which a server that refused a new connection is not asked again: its log is no place for a storm."""
 
 
 class Epoch(Protocol):
@@ -85,6 +87,8 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._epoch = b""
         self._epoch_read_at = -math.inf
+        self._refusal: StoreRefused | None = None
+        self._refused_until = -math.inf
         self.commands = 0
         self.connections = 0
 
@@ -98,9 +102,12 @@ class Lane:
     ) -> tuple[list[Any], bytes]:
         """Send a group of commands; returns their answers in order and the server's epoch.
 
-        An answer that is an error is returned as the exception, not raised. Raises StoreUnavailable.
+        An answer that is an error is returned as the exception, not raised. Raises StoreUnavailable, or StoreRefused
+        where the server refuses the connection as such: that is not tried again for a second.
         """
         loop = asyncio.get_running_loop()
+        if self._refusal is not None and loop.time() < self._refused_until:
+            raise StoreRefused(self._refusal.kind, str(self._refusal))
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("busy", "too many commands wait for the store")
         latest = loop.time() + self._timeout
@@ -139,16 +146,24 @@ class Lane:
                 await self._open(connection)
             except StoreError as error:
                 await _close(connection)
+                if isinstance(error, StoreRefused):
+                    self._refusal = error
+                    self._refused_until = asyncio.get_running_loop().time() + _REFUSED_FOR
                 self._fail_all(error)
                 return
             except BaseException:
                 await _close(connection)
                 raise
+            self._refusal = None
             self.connections += 1
             sent: deque[_Request] = deque()
             self._sent = sent
             try:
                 lost = await self._serve(connection, sent)
+            except BaseException:
+                for request in sent:  # whoever ended this may have forgotten these: nobody waits for ever
+                    request.fail(StoreUnavailable("connection", "the connection was closed"))
+                raise
             finally:
                 self.connections -= 1
                 await _close(connection)
@@ -191,7 +206,9 @@ class Lane:
             batch: list[Command] = []
             if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
                 self._epoch_read_at = now
-                sent.append(_Request(self._epoch_reader.commands, None, math.inf, None, repeatable=False))
+                question = _Request(self._epoch_reader.commands, None, math.inf, None, repeatable=False)
+                question.sent_at = now  # it may be the first that a silent server does not answer
+                sent.append(question)
                 batch += self._epoch_reader.commands
             while self._waiting:
                 request = self._waiting.popleft()
@@ -221,8 +238,9 @@ class Lane:
             elif not request.future.done():
                 request.future.set_result((request.replies, self._epoch))
             if any(isinstance(each, ReadOnlyError | BusyLoadingError) for each in request.replies):
-                # this server became a replica, or is not ready: ask for the right one on a new connection
-                raise StoreUnavailable("busy", "the server is not the primary, or is loading its data")
+                # this server became a replica, or is not ready: ask for the right one on a new connection, where
+                # what has been sent on this one is repeated
+                raise StoreUnavailable("connection", "the server is not the primary, or is loading its data")
 
     def _requeue(self, sent: deque[_Request], error: StoreError) -> None:
         """After a lost connection: what may be repeated waits again, once; the rest fails."""
@@ -245,10 +263,14 @@ class Lane:
         if self._timer is None or self._timer.when() > deadline:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(deadline, self._expire)
+            self._timer = loop.call_at(deadline, self._due)
+
+    def _due(self) -> None:
+        # where the loop was held up, answers that came in time are read in its next turn
+        self._timer = None
+        asyncio.get_running_loop().call_soon(self._expire)
 
     def _expire(self) -> None:
-        self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
         error = StoreUnavailable("timeout", "the store did not answer in time")
@@ -260,12 +282,16 @@ class Lane:
                 request.fail(error)
             else:
                 next_deadline = min(next_deadline, request.deadline)
-        if self._sent and now - self._sent[0].sent_at >= self._timeout * 0.99 and self._runner is not None:
-            # silent for as long as any answer may take: the socket is of no more use, nor is what waits for it
-            self._fail_all(error)
-            self._runner.cancel()
-            self._runner = None
-        elif next_deadline < math.inf:
+        if self._sent and self._runner is not None:
+            silent_at = self._sent[0].sent_at + self._timeout * 0.99
+            if now >= silent_at:
+                # silent for as long as any answer may take: the socket is of no more use, nor is what waits for it
+                self._fail_all(error)
+                self._runner.cancel()
+                self._runner = None
+                return
+            next_deadline = min(next_deadline, silent_at)
+        if next_deadline < math.inf:
             self._watch(loop, next_deadline)
 
 

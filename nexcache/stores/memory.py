@@ -83,9 +83,16 @@ class Bounded(Generic[Value]):
             self._expiries = [(item.expires_at, name) for name, item in self._items.items()]
             heapq.heapify(self._expiries)
         self._expire(now)
-        while self.bytes > self._max_bytes or len(self._items) > self._max_entries:
-            self._remove(next(iter(self._items)), "capacity")
+        self._make_room()
         return True
+
+    def grow(self, key: bytes, *, by: int) -> None:
+        """Count more bytes for an item that is held; it may itself have to leave."""
+        item = self._items.get(key)
+        if item is not None:
+            self._items[key] = item._replace(size=item.size + by)
+            self.bytes += by
+            self._make_room()
 
     def pop(self, key: bytes) -> Value | None:
         """Remove an item on purpose."""
@@ -114,6 +121,10 @@ class Bounded(Generic[Value]):
     def __iter__(self) -> Iterator[bytes]:
         """Give the keys, least recently used first."""
         return iter(tuple(self._items))
+
+    def _make_room(self) -> None:
+        while self.bytes > self._max_bytes or len(self._items) > self._max_entries:
+            self._remove(next(iter(self._items)), "capacity")
 
     def _expire(self, now: float) -> None:
         while self._expiries and self._expiries[0][0] <= now:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
@@ -131,7 +131,9 @@ class _Sent:
         self._then = then
 
     def __call__(self) -> None:
-        self.at = min(self.at, self._clock())
+        if self.at < math.inf:
+            return
+        self.at = self._clock()
         if self._then is not None:
             self._then()
 
@@ -166,7 +168,8 @@ class RedisStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prober: asyncio.Task[None] | None = None
         self._commands_before = 0
-        self._refused: str | None = None
+        self._away = False
+        self._refused: tuple[str, str] | None = None
         self.on_recovery: Callable[[], None] | None = None
         self._lanes = self._new_lanes()
 
@@ -208,27 +211,45 @@ class RedisStore:
         The registry is read last: had it been lost and rebuilt by others in between, the operation's absence
         shows that a glob would not have found it.
         """
-        commands: list[Command] = [("SADD", registry, operation), ("PEXPIRE", registry, ttl_ms)]
+        commands: list[Command] = [("SADD", registry, operation)]
         commands += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
-        commands += [("PEXPIRE", key, ttl_ms) for key in keys]
+        commands += [("PTTL", key) for key in (registry, *keys)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
         sent = _Sent(self._clock, on_sent)
         replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
-        complete, registered = replies[-1]
-        return Capture(replies[-2], epoch, complete=bool(complete), registered=bool(registered), sent_at=sent.at)
+        tokens, (complete, registered) = replies[-2:]
+        if complete and registered:
+            await self._extend((registry, *keys), replies[1 + len(keys) : -2], ttl_ms=ttl_ms, deadline=deadline)
+        return Capture(tokens, epoch, complete=bool(complete), registered=bool(registered), sent_at=sent.at)
+
+    async def _extend(
+        self, keys: Sequence[bytes], remaining: Sequence[int], *, ttl_ms: int, deadline: float | None
+    ) -> None:
+        """Give keys more time that have lived for an eighth of it, and only those: another node may have given more."""
+        due = [key for key, left in zip(keys, remaining, strict=True) if left < ttl_ms - ttl_ms // 8]
+        if due:
+            try:
+                await self._call("capture", [("PEXPIRE", key, ttl_ms) for key in due], deadline=deadline)
+            except StoreError:
+                pass  # what expires early is a miss
 
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value with SET PX."""
-        await self._call("set", (("SET", key, value, "PX", ttl_ms),), deadline=deadline, waited_for=False)
+        await self._call("set", (("SET", key, value, "PX", max(1, ttl_ms)),), deadline=deadline, waited_for=False)
 
     async def unlink(
         self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
     ) -> int:
-        """Remove keys with UNLINK, then PUBLISH: a server without memory still carries out both."""
+        """Remove keys with UNLINK, then PUBLISH: a server without memory still carries out both.
+
+        No promise depends on the message: where the server does not permit it, the keys are removed all the same.
+        """
         commands: list[Command] = [("UNLINK", *keys)]
         if message is not None:
             commands.append(("PUBLISH", EVENTS, message))
-        replies, _ = await self._call("invalidate", commands, deadline=deadline)
+        replies, _ = await self._call("invalidate", commands, deadline=deadline, optional=(1,))
+        if message is not None and isinstance(replies[1], Exception):
+            self._emitter.emit(BackendFailed("publish", classify(replies[1]).kind))
         return int(replies[0])
 
     async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
@@ -263,12 +284,9 @@ class RedisStore:
     async def restore_sentinel(
         self, registry: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None
     ) -> None:
-        """Remove the tenant's token, then write the sentinel: one connection carries them out in this order."""
-        commands: Sequence[Command] = (
-            ("UNLINK", token),
-            ("SADD", registry, SENTINEL),
-            ("PEXPIRE", registry, ttl_ms),
-        )
+        """Remove the tenant's token, and write the sentinel only when that is known to be done."""
+        await self._call("capture", (("UNLINK", token),), deadline=deadline)
+        commands: Sequence[Command] = (("SADD", registry, SENTINEL), ("PEXPIRE", registry, ttl_ms))
         await self._call("capture", commands, deadline=deadline)
 
     async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
@@ -314,7 +332,10 @@ class RedisStore:
             if isinstance(replies[0], Exception):
                 raise classify(replies[0])
             available = self.available
-            detail = "" if available else "recovering"
+            if not available:
+                detail = "recovering"
+            elif self._refused is not None:
+                detail = f"refuses: {self._refused[1]}"
         except StoreError as error:
             available, detail = False, str(error)
         return StoreHealth(
@@ -336,12 +357,14 @@ class RedisStore:
         if self._loop is not asyncio.get_running_loop():
             return
         prober, self._prober = self._prober, None
+        lanes = self._lanes
+        self._loop = None  # a call that comes meanwhile opens connections of its own
+        self._renew_lanes()
         if prober is not None:
             prober.cancel()
             await asyncio.gather(prober, return_exceptions=True)
-        for lane in self._lanes:
+        for lane in lanes:
             await lane.aclose()
-        self._loop = None
 
     async def _call(
         self,
@@ -352,38 +375,57 @@ class RedisStore:
         on_sent: Callable[[], None] | None = None,
         waited_for: bool = True,
         repeatable: bool = True,
+        optional: Collection[int] = (),
     ) -> tuple[list[Any], bytes]:
-        self._on_this_loop()
+        """Send commands; raises for an answer that is an error, unless it is one of the `optional` ones."""
+        loop = self._on_this_loop()
         if self._breaker.circuit is Circuit.OPEN:
             raise StoreUnavailable("breaker", "the store is away; it is being looked for")
+        if deadline is not None and deadline <= loop.time():  # says nothing about the store
+            raise StoreUnavailable("timeout", "no time was left to ask the store")
         lane = self._lanes[0 if waited_for else 1]
         try:
             replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable)
-            for reply in replies:
-                if isinstance(reply, Exception):
+            for index, reply in enumerate(replies):
+                if isinstance(reply, Exception) and index not in optional:
                     raise classify(reply)
         except StoreUnavailable as error:
             self._emitter.emit(BackendFailed(operation, error.kind))
-            if error.kind != "busy" and self._breaker.failed():
+            ended_here = lane not in self._lanes  # by `aclose`: not the server's doing
+            if error.kind != "busy" and not ended_here and self._breaker.failed():
                 self._went_away(error.kind)
             raise
         except StoreRefused as error:
             self._emitter.emit(BackendFailed(operation, error.kind))
-            self._note_refusal(error.kind)
+            self._refuses(operation, error.kind)
             raise
-        self._breaker.succeeded()
-        if operation != "get":
-            self._note_refusal(None)
+        self._answers()
+        if self._refused is not None and self._refused[0] == operation:
+            self._refused = None
+            self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
         return replies, epoch
 
-    def _note_refusal(self, kind: str | None) -> None:
-        """Report a server that is there but refuses once per change, not once per request."""
-        if kind != self._refused:
-            self._refused = kind
-            self._emitter.emit(BackendChanged("redis", kind is None, kind or "answers"))
+    def _refuses(self, operation: str, kind: str) -> None:
+        """Report a server that is there but refuses once per change, not once per request.
+
+        Only the same operation can show that it is over: a full server refuses to store, but answers reads.
+        """
+        if self._refused is None or self._refused[1] != kind:
+            self._refused = (operation, kind)
+            self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
+
+    def _answers(self) -> None:
+        self._breaker.succeeded()
+        if self._away:
+            self._away = False
+            if self.on_recovery is not None:
+                self.on_recovery()
+            self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
 
     def _went_away(self, kind: str) -> None:
-        self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
+        if not self._away:
+            self._away = True
+            self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
         if self._prober is None or self._prober.done():
             self._prober = asyncio.get_running_loop().create_task(self._probe(), name="nexcache-probe")
 
@@ -396,21 +438,22 @@ class RedisStore:
             except StoreError:
                 continue
             if not isinstance(replies[0], Exception):
-                self._breaker.succeeded()
-                if self.on_recovery is not None:
-                    self.on_recovery()
-                self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
+                self._answers()
 
-    def _on_this_loop(self) -> None:
+    def _on_this_loop(self) -> asyncio.AbstractEventLoop:
         """Leave sockets of another event loop, or of the process that this one was forked from, alone."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._commands_before = self.commands
-            self._lanes = self._new_lanes()
+            self._renew_lanes()
             self._prober = None
             if self._breaker.circuit is Circuit.OPEN:
                 self._breaker.succeeded()
             self._loop = loop
+        return loop
+
+    def _renew_lanes(self) -> None:
+        self._commands_before = self.commands
+        self._lanes = self._new_lanes()
 
     def _new_lanes(self) -> tuple[Lane, Lane]:
         return (

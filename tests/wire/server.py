@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import uvicorn
 
@@ -19,7 +19,7 @@ PATIENCE = 10.0
 Fields = Sequence[tuple[str, str]]
 
 
-class StartupFailed(Exception):
+class StartupFailed(Exception):  # noqa: N818 - reads as what it says
     """The app's lifespan failed."""
 
 
@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(
-    app: ASGIApp, *, http: str = "h11", lifespan: str = "on", cache: NexCache | None = None
+    app: ASGIApp, *, http: str = "h11", lifespan: Literal["on", "off"] = "on", cache: NexCache | None = None
 ) -> AsyncIterator["Client"]:
     """Serve an app on a loopback port of its own; what the app raised is in `Client.errors`.
 
@@ -62,9 +62,9 @@ async def serving(
 
     config = uvicorn.Config(
         watched,
-        http=http,  # type: ignore[arg-type]
+        http=http,
         ws="websockets-sansio",
-        lifespan=lifespan,  # type: ignore[arg-type]
+        lifespan=lifespan,
         log_config=None,
         log_level="critical",
         timeout_graceful_shutdown=1,
@@ -75,7 +75,7 @@ async def serving(
     client = Client(listener.getsockname()[1], errors, cache)
     try:
         async with asyncio.timeout(PATIENCE):
-            while not server.started and not task.done():
+            while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn tells nobody
                 await asyncio.sleep(0.005)
         if server.started:
             yield client
@@ -330,7 +330,7 @@ async def until(condition: Callable[[], object], what: str = "what was expected"
     """Poll until a condition holds."""
     try:
         async with asyncio.timeout(PATIENCE):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what it waits for has no event
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"{what} did not happen") from None

@@ -73,9 +73,10 @@ async def test_two_hundred_cold_requests_cost_a_handful_of_commands(
     _, running = crowd(cached(app, redis_cache), CROWD)
     await running
     calls = redis_server.calls()
-    print(calls)
     assert app.calls == 1
-    assert calls["mget"] < 10
+    assert calls["mget"] <= 8, calls  # lookups and what a capture reads
+    assert calls["smismember"] <= 4, calls  # captures: one, or two that crossed, each tried again on an empty store
+    assert calls["set"] <= 13, calls  # the entry, and three generations per capture
 
 
 async def test_two_hundred_cold_connections_call_the_app_once(cache: NexCache, http: str) -> None:
@@ -99,10 +100,9 @@ async def test_connections_that_come_one_by_one_cost_one_lookup_each_at_most(
         app.open()
         await running
     calls = redis_server.calls()
-    print(calls)
     assert app.calls == 1
     assert calls["mget"] < CROWD / 2, calls
-    assert sum(calls.values()) - calls["mget"] < 40, calls
+    assert calls["smismember"] < 20, calls
 
 
 async def test_a_slow_client_holds_up_nobody_who_waits_for_the_same(cache: NexCache) -> None:
@@ -170,7 +170,7 @@ async def test_when_a_leader_fails_one_takes_over_and_then_each_goes_alone(cache
     app.open()
     await running
     assert app.calls == 10
-    assert sum(b"right" == b"".join(m.get("body", b"") for m in each.messages) for each in exchanges) == 8
+    assert sum(b"".join(m.get("body", b"") for m in each.messages) == b"right" for each in exchanges) == 8
 
 
 async def test_when_a_leaders_client_leaves_its_followers_are_answered(cache: NexCache) -> None:
@@ -242,8 +242,7 @@ async def test_followers_go_on_at_the_header_fields_of_what_cannot_be_shared(cac
         started += 1
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while True:
-            await asyncio.sleep(1)
+        await asyncio.Event().wait()
 
     exchanges, running = crowd(cached(app, cache), 5)
     await asyncio.gather(*(each.sent(0) for each in exchanges))
@@ -292,7 +291,7 @@ async def test_two_tenants_never_share_a_computation(cache: NexCache) -> None:
         app, cache=cache, tenant=tenants.header("x-tenant", trusted=True), policies=[Policy("/", op="home")]
     )
     names = [b"acme", b"globex"] * 50
-    for _ in range(3):
+    for hit in (False, True, True):
         answers = await asyncio.gather(*(ask(site, headers=[(b"x-tenant", name)]) for name in names))
         assert [each.body for each in answers] == [b"of " + name for name in names]
-    assert all(each.hit for each in answers)
+        assert {each.hit for each in answers} == {hit}

@@ -66,7 +66,11 @@ async def test_a_partial_response_stays_one_through_a_server(cache: NexCache, ht
     async with serving(cached(origin, cache), http=http, cache=cache) as client:
         for number in (1, 2):
             answer = await client.get("/")
-            assert (answer.status, answer.get("content-range"), answer.body) == (206, "bytes 0-7/100", b"answer %d" % number)
+            assert (answer.status, answer.get("content-range"), answer.body) == (
+                206,
+                "bytes 0-7/100",
+                b"answer %d" % number,
+            )
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -103,12 +107,14 @@ async def test_a_get_with_a_body_is_a_bypass(cache: NexCache, http: str, stored:
             answer = await client.ask("/", body=b"secret=1")
             assert answer.cache == "NexCache; fwd=bypass; detail=body"
         connection = await client.connect()
-        await connection.send(b"GET / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        await connection.send(
+            b"GET / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        )
         assert (await connection.answer()).cache == "NexCache; fwd=bypass; detail=body"
     assert (origin.calls, stored()) == (3, 0)
 
 
-class _Trouble(Exception):
+class _Trouble(Exception):  # noqa: N818 - reads as what it says
     pass
 
 

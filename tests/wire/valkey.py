@@ -1,6 +1,7 @@
 """A real Valkey on a loopback port that can be killed and started again there."""
 
 import importlib
+import signal
 import socket
 import subprocess
 import time
@@ -48,21 +49,31 @@ class Valkey:
             self._process.wait()
             self._process = None
 
+    def pause(self) -> None:
+        """Stop answering, connections and data kept."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Answer again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def ask(self, *words: str) -> str:
         """Send one command; returns its answer as it stands on the wire, without its first line if that is a length."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
-            with connection.makefile("rwb") as stream:
-                stream.write(" ".join(words).encode() + b"\r\n")
-                stream.flush()
-                first = stream.readline().decode().strip()
-                if not first:
-                    raise ConnectionResetError("Valkey closed the connection")
-                if first[0] == "$":
-                    return stream.read(int(first[1:])).decode()
-                if first[0] == "*":
-                    lengths = (int(stream.readline()[1:]) for _ in range(int(first[1:])))
-                    return "\n".join(stream.read(length + 2).decode().strip() for length in lengths)
-                return first[1:]
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=5.0)
+        with connection, connection.makefile("rwb") as stream:
+            stream.write(" ".join(words).encode() + b"\r\n")
+            stream.flush()
+            first = stream.readline().decode().strip()
+            if not first:
+                raise ConnectionResetError("Valkey closed the connection")
+            if first[0] == "$":
+                return stream.read(int(first[1:])).decode()
+            if first[0] == "*":
+                lengths = (int(stream.readline()[1:]) for _ in range(int(first[1:])))
+                return "\n".join(stream.read(length + 2).decode().strip() for length in lengths)
+            return first[1:]
 
     def empty(self) -> None:
         """Forget all data and all statistics."""

