@@ -47,7 +47,9 @@ async def ask_all(client: Client, rounds: int = 5) -> tuple[int, int]:
 async def test_a_store_that_dies_and_returns_costs_hits_and_never_an_answer(
     mortal: Valkey, http: str, l1: bool
 ) -> None:
-    cache = NexCache(Settings(redis_url=SecretStr(mortal.url), fallback_ttl_seconds=0, l1_enabled=l1))
+    cache = NexCache(
+        Settings(redis_url=SecretStr(mortal.url), op_timeout_ms=500, fallback_ttl_seconds=0, l1_enabled=l1)
+    )
     app = CacheMiddleware(echo, cache=cache, tenant=tenants.fixed("acme"), policies=[Policy("/{n}", op="n", ttl="1h")])
     async with serving(app, http=http) as client:
         assert (await ask_all(client))[0] == 50
@@ -75,7 +77,7 @@ async def test_a_store_that_dies_and_returns_costs_hits_and_never_an_answer(
 async def test_what_was_invalidated_while_the_store_was_away_stays_invalidated(mortal: Valkey) -> None:
     """A server that only hung still holds the entry when it answers again."""
     origin = Origin()
-    cache = NexCache(Settings(redis_url=SecretStr(mortal.url), l1_enabled=False))
+    cache = NexCache(Settings(redis_url=SecretStr(mortal.url), op_timeout_ms=500, l1_enabled=False))
     app = CacheMiddleware(origin, cache=cache, tenant=tenants.fixed("acme"), policies=[Policy("/", op="n", ttl="1h")])
     async with serving(app) as client:
         await client.get("/")
