@@ -50,7 +50,7 @@ def demo(
         typer.Option(min=1, max=65535, help="Listen there on loopback. [default: 8080, or any if that is taken]"),
     ] = None,
     headless: Annotated[bool, typer.Option(help="Print plain lines instead of the live screen.")] = False,
-    readers: Annotated[int, typer.Option(min=1, max=1000, help="Simulated readers, each about 5 reads/s.")] = 48,
+    readers: Annotated[int, typer.Option(min=1, max=1000, help="Simulated readers, each about 5 reads/s.")] = 60,
     seed: Annotated[int | None, typer.Option(help="Imagine the same traffic in every run.")] = None,
     memory: Annotated[
         bool, typer.Option(help="Keep entries in this process, even where an embedded Valkey could be started.")

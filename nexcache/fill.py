@@ -232,11 +232,11 @@ class Fill:
         # a copy: the list stays the app's, and what is decided on is what is stored
         self._headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
         self._status, self._trailers = message["status"], bool(message.get("trailers", False))
-        length = first(self._headers, b"content-length")
-        self._announced = int(length) if length is not None and length.isdigit() and len(length) < 20 else None  # noqa: PLR2004
         decision = self._decide(self._status, self._headers, self._trailers)
         if isinstance(decision, NotStoredReason):
             self._give_up(decision)
+        else:
+            self._announced = decision.length
         return {**message, "headers": list(self._headers)}
 
     def _copy(self, message: Message) -> Message:

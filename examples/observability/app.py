@@ -1,4 +1,4 @@
-"""An observability back end with NexCache in front of it. Run it with `uvicorn examples.observability.app:app`."""
+"""An observability back end with NexCache in front of it: `uvicorn examples.observability.app:app`."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,9 @@ from starlette.routing import Mount, Route
 from nexcache import AdminApp, CacheMiddleware, IngestHook, IngestRule, NexCache, OtlpEndpoint, Policy, tenants
 from nexcache.demo.backend import Backend
 
-# So that it runs as it is. The secrets are `acme-demo-key` and `globex-demo-key`; `nexcache key` makes real ones.
-os.environ.setdefault(
-    "CACHE_API_KEYS",
-    "acme=sha256:0,globex=sha256:0",
-)
+# So that it runs as it is, with the keys `acme-demo-key` and `globex-demo-key`; `nexcache key TENANT` makes real ones.
+DEMO_KEYS = [tenants.ApiKey.of(tenant, f"{tenant}-demo-key") for tenant in ("acme", "globex")]
+os.environ.setdefault("CACHE_API_KEYS", ",".join(map(str, DEMO_KEYS)))
 
 cache = NexCache.from_env()
 keys = tenants.api_key("X-API-Key", keys=cache.settings.api_keys)
@@ -22,8 +20,8 @@ backend = Backend(Path(os.environ.get("SPANS_DB", "spans.db")), keys)
 hook = IngestHook(
     cache,
     rules=[
-        IngestRule(ops=["dashboard_*", "architecture_map", "service_list", "graph_*"]),
-        IngestRule(tags=["service:{service.name}", "service:all"]),
+        IngestRule(ops=["dashboard_*", "architecture_map", "service_list"]),  # every span changes these
+        IngestRule(tags=["service:{service.name}", "service:all", "journey:{app.journey}", "journey:all"]),
     ],
 )
 app = Starlette(
@@ -48,8 +46,8 @@ app = Starlette(
                 Policy("/api/v1/architecture", op="architecture_map", ttl="5m"),
                 Policy("/api/v1/services", op="service_list", ttl="5m"),
                 Policy("/api/v1/services/{service}", op="service_details", ttl="5m", tags=["service:{service}"]),
-                Policy("/api/v1/metrics", op="metrics_aggregation", ttl="5m", tags=["service:{service}"]),
-                Policy("/api/v1/graph", op="graph_analysis", ttl="5m"),
+                Policy("/api/v1/metrics", op="metrics", ttl="5m", tags=["service:{service}", "journey:{journey}"]),
+                Policy("/api/v1/graph", op="graph_analysis", ttl="5m", tags=["journey:{journey}"]),
             ],
         )
     ],

@@ -16,14 +16,14 @@ POLICIES: Final = (
     Policy("/api/v1/architecture", op="architecture_map", ttl="5m"),
     Policy("/api/v1/services", op="service_list", ttl="5m"),
     Policy("/api/v1/services/{service}", op="service_details", ttl="5m", tags=["service:{service}"]),
-    Policy("/api/v1/metrics", op="metrics_aggregation", ttl="5m", tags=["service:{service}"]),
-    Policy("/api/v1/graph", op="graph_analysis", ttl="5m"),
+    Policy("/api/v1/metrics", op="metrics_aggregation", ttl="5m", tags=["service:{service}", "journey:{journey}"]),
+    Policy("/api/v1/graph", op="graph_analysis", ttl="5m", tags=["journey:{journey}"]),
 )
 RULES: Final = (
     # these look at every service, so every span changes them
-    IngestRule(ops=["dashboard_*", "architecture_map", "service_list", "graph_*"]),
-    # these look at one service, or (metrics) at all of them
-    IngestRule(tags=["service:{service.name}", "service:all"]),
+    IngestRule(ops=["dashboard_*", "architecture_map", "service_list"]),
+    # these look at one service or one journey, or by name at all
+    IngestRule(tags=["service:{service.name}", "service:all", "journey:{app.journey}", "journey:all"]),
 )
 UNCACHED: Final = "/direct"
 """Below this path the same back end answers without the cache, to compare."""

@@ -1,7 +1,7 @@
 """All that the display shows, in one place: who fills it does not know how it is shown."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,6 +30,8 @@ class Board:
     queued: Counter[str] = field(default_factory=Counter)
     """Those of them that were queued, because the store was away."""
     store_available: bool = True
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=2))
+    """The latest warnings of the log."""
     figures: Figures = field(default_factory=lambda: Figures(time.monotonic()))
     before: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     """Batches and spans that were acknowledged before the measured time."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 Promised: TypeAlias = Mapping[str, int]
-"""For each service, how many of its spans were acknowledged."""
+"""For each subject (a service, a journey), how many of its spans were acknowledged."""
 
 CANARY: Final = "canary"
 """The service whose spans only the demo sends, to look for each of them by its trace."""
@@ -34,17 +34,16 @@ class Acknowledgements:
         """Batches that were not acknowledged."""
 
     def start(self, tenant: str, stored: Promised) -> None:
-        """Say how many spans of each service were there before."""
+        """Say how many spans of each subject were there before."""
         with self._lock:
             self._promised[tenant] = MappingProxyType(dict(stored))
 
-    def add(self, tenant: str, service: str, spans: int) -> None:
-        """Count one batch of a service's spans. Call it after the acknowledgement was received."""
+    def add(self, tenant: str, spans: Mapping[str, int], count: int) -> None:
+        """Count one batch of `count` spans, by subject. Call it after the acknowledgement was received."""
         with self._lock:
-            before = self._promised.get(tenant, _NOTHING)
-            self._promised[tenant] = MappingProxyType({**before, service: before.get(service, 0) + spans})
+            self._promised[tenant] = MappingProxyType(Counter(self._promised.get(tenant, _NOTHING)) + Counter(spans))
             self.batches[tenant] += 1
-            self.spans[tenant] += spans
+            self.spans[tenant] += count
 
     def refuse(self, tenant: str) -> None:
         """Count a batch that was not acknowledged: nothing is promised of it."""
@@ -62,8 +61,8 @@ class Expected:
 
     tenant: str
     promised: Promised
-    service: str | None = None
-    """The answer is about this service only; None: about all."""
+    subject: str | None = None
+    """The answer is about this service or journey only; None: about all services."""
     last_trace: str | None = None
     """The trace of the canary's latest acknowledged span, where that very span is looked for."""
 
@@ -75,14 +74,15 @@ def violations(answer: Mapping[str, Any], expected: Expected) -> Iterator[str]:
         yield f"{tenant} was answered with the data of {answer.get('tenant')}"
         return
     seen: Mapping[str, Any] = answer.get("seen", {})
-    for service in promised if expected.service is None else (expected.service,):
-        spans = seen.get(service, {}).get("spans", 0)
-        if spans < promised.get(service, 0):
-            yield f"{tenant}: {promised[service]} spans of {service} were acknowledged, but only {spans} were seen"
+    services = (subject for subject in promised if subject.startswith("service:"))
+    for subject in services if expected.subject is None else (expected.subject,):
+        spans = seen.get(subject, {}).get("spans", 0)
+        if spans < promised.get(subject, 0):
+            yield f"{tenant}: {promised[subject]} spans of {subject} were acknowledged, but only {spans} were seen"
     if expected.last_trace is not None:
-        canary = seen.get(CANARY, {})
+        canary = seen.get(f"service:{CANARY}", {})
         # a later answer may already have a later canary; that is no violation
-        latest = canary.get("spans") == promised.get(CANARY)
+        latest = canary.get("spans") == promised.get(f"service:{CANARY}")
         if latest and canary.get("last_trace") != expected.last_trace:
             yield f"{tenant}: the span of the acknowledged trace {expected.last_trace} is not in the answer"
 

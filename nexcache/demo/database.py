@@ -11,28 +11,29 @@ from typing import Final, NamedTuple, TypeVar
 
 Answer = TypeVar("Answer")
 
-RETENTION_US: Final = 185 * 60 * 1_000_000
-"""Spans that began longer ago than this, in microseconds, are deleted: the longest window is three hours."""
+RETENTION_US: Final = 365 * 60 * 1_000_000
+"""Spans that began longer ago than this, in microseconds, are deleted: the longest window is six hours."""
 
-_READERS: Final = 2
+_READERS: Final = 3
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS spans (
     tenant TEXT NOT NULL, trace_id BLOB NOT NULL, span_id BLOB NOT NULL, parent_id BLOB,
-    service TEXT NOT NULL, operation TEXT NOT NULL, failed INTEGER NOT NULL,
+    service TEXT NOT NULL, journey TEXT, operation TEXT NOT NULL, failed INTEGER NOT NULL,
     start_us INTEGER NOT NULL, duration_us INTEGER NOT NULL
 );
-CREATE TABLE IF NOT EXISTS services (
-    tenant TEXT NOT NULL, service TEXT NOT NULL, spans INTEGER NOT NULL, last_trace BLOB NOT NULL,
-    PRIMARY KEY (tenant, service)
+CREATE TABLE IF NOT EXISTS seen (
+    tenant TEXT NOT NULL, subject TEXT NOT NULL, spans INTEGER NOT NULL, last_trace BLOB NOT NULL,
+    PRIMARY KEY (tenant, subject)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS spans_by_trace ON spans (tenant, trace_id, span_id);
 CREATE INDEX IF NOT EXISTS spans_by_time ON spans (tenant, start_us);
 CREATE INDEX IF NOT EXISTS spans_by_service ON spans (tenant, service, start_us);
+CREATE INDEX IF NOT EXISTS spans_by_journey ON spans (tenant, journey, start_us);
 """
-_INSERT: Final = "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = "INSERT OR IGNORE INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT: Final = """
-INSERT INTO services VALUES (?, ?, ?, ?)
+INSERT INTO seen VALUES (?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET spans = spans + excluded.spans, last_trace = excluded.last_trace
 """
 _FORGET: Final = "DELETE FROM spans WHERE tenant = ? AND start_us < ?"
@@ -45,10 +46,22 @@ class Span(NamedTuple):
     span_id: bytes
     parent_id: bytes | None
     service: str
+    journey: str | None
+    """What the visitor was about to do, where the application says so in `app.journey`."""
     operation: str
     failed: bool
     start_us: int
     duration_us: int
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """What pages can be about and this span belongs to: its service, and its journey if it has one."""
+        return subjects(self.service, self.journey)
+
+
+def subjects(service: str, journey: object) -> tuple[str, ...]:
+    """Name what a span belongs to, as the tags of the cache do."""
+    return (f"service:{service}", *((f"journey:{journey}",) if isinstance(journey, str) else ()))
 
 
 class Database:
@@ -69,11 +82,11 @@ class Database:
         connection.executescript(_SCHEMA)
 
     def seed(self, tenant: str, spans: Iterable[Span]) -> Counter[str]:
-        """Write a tenant's history in one go; returns how many spans each service has. Blocks for a second or two."""
+        """Write a tenant's history in one go; returns how many spans each subject has. Blocks for a second or two."""
         batch = list(spans)
         self._write([(tenant, batch)])
         self._connection().execute("ANALYZE")
-        return Counter(span.service for span in batch)
+        return Counter(subject for span in batch for subject in span.subjects)
 
     async def store(self, tenant: str, spans: Sequence[Span], now_us: int) -> None:
         """Store a batch durably and delete what is too old; a span that is already there stays as it is.
@@ -143,11 +156,15 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
         try:
             for tenant, spans in batches:
-                for service in {span.service for span in spans}:
-                    batch = [span for span in spans if span.service == service]
+                seen: dict[tuple[str, ...], list[Span]] = {}
+                for span in reversed(spans):
+                    seen.setdefault(span.subjects, []).append(span)
+                # of two groups with a subject in common, the one with the latest span comes last
+                for subjects_seen, batch in reversed(seen.items()):
                     stored = connection.executemany(_INSERT, [(tenant, *span) for span in batch]).rowcount
                     if stored:
-                        connection.execute(_COUNT, (tenant, service, stored, batch[-1].trace_id))
+                        last = batch[0].trace_id
+                        connection.executemany(_COUNT, [(tenant, each, stored, last) for each in subjects_seen])
             if forget_before_us is not None:
                 for tenant in {tenant for tenant, _ in batches}:
                     connection.execute(_FORGET, (tenant, forget_before_us))

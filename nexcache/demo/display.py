@@ -38,6 +38,7 @@ def screen(board: Board, now: float, width: int, height: int) -> RenderableType:
         Rule(style="dim"),
     ]
     parts += [Text(line, style="cyan", no_wrap=True, overflow="crop") for line in board.try_lines]
+    parts += [Text(note, style="yellow", no_wrap=True, overflow="ellipsis") for note in board.notes]
     frame = Table.grid(expand=False)
     frame.add_column(width=width)
     frame.add_row(Group(*parts))
@@ -50,9 +51,9 @@ def line(board: Board) -> str:
     cached, uncached = (figures.durations(kind).percentile(50) for kind in (Kind.HIT, Kind.UNCACHED))
     batches = sum(board.ingested(tenant)[0] for tenant in board.keys)
     return (
-        f"{_clock(board.seconds)}  {figures.reads / board.seconds:.0f} reads/s, {figures.hit_ratio:.1%} hits, "
-        f"p50 {_ms(cached)} (without {_ms(uncached)})  "
-        f"{batches:.1f} batches/s, {board.invalidations.total()} invalidations  "
+        f"{_clock(board.seconds)}  {figures.reads / board.seconds:.0f} reads/s  {figures.hit_ratio:.1%} hits  "
+        f"p50 {_ms(cached)} or {_ms(uncached)} without  "
+        f"{batches:.1f} batches/s  {board.invalidations.total()} invalidations  "
         f"{judgement.answers + judgement.canaries:,} checked, {judgement.wrong.total()} wrong"
         + ("" if board.store_available else "  store away")
     )
@@ -112,18 +113,18 @@ _HOW: Final = Text(
 
 def _title(board: Board, width: int) -> RenderableType:
     clock = _clock(board.seconds) + ("" if board.duration is None else f" of {_clock(board.duration)}")
-    store = Text.assemble(
-        ("● ", "green" if board.store_available else "bold red"),
-        board.store,
-        "" if board.store_available else ("  away: the app answers without it", "bold red"),
+    first = Table.grid(expand=True)
+    first.width = width
+    first.add_column(no_wrap=True)
+    first.add_column(justify="right", no_wrap=True)
+    first.add_row(
+        Text.assemble(("NexCache", "bold"), f"  http://{board.address}"), Text(f"{clock}, Ctrl-C ends it", style="dim")
     )
-    title = Table.grid(expand=True)
-    title.add_column(no_wrap=True)
-    title.add_column(justify="right", no_wrap=True)
-    title.add_row(Text.assemble(("NexCache", "bold"), f"  http://{board.address}"), Text(clock, style="dim"))
-    title.add_row(store, Text("Ctrl-C ends it", style="dim"))
-    title.width = width
-    return title
+    up = board.store_available
+    away = "" if up else " is away, answers come without it"
+    store = Text.assemble(("● ", "green" if up else "bold red"), board.store, (away, "bold red"))
+    store.no_wrap, store.overflow = True, "ellipsis"
+    return Group(first, store)
 
 
 def _readers(board: Board, now: float) -> Panel:

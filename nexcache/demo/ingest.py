@@ -7,6 +7,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from nexcache.demo.database import Span
 
+JOURNEY: Final = "app.journey"
+"""The attribute that says what the visitor was about to do."""
+
 _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
 _STATUS_ERROR: Final = 2
@@ -30,6 +33,7 @@ def rows(request: ExportTraceServiceRequest) -> Iterator[Span]:
                     span.span_id,
                     span.parent_span_id or None,
                     service,
+                    next((each.value.string_value for each in span.attributes if each.key == JOURNEY), None),
                     span.name,
                     span.status.code == _STATUS_ERROR,
                     start_us,

@@ -4,12 +4,14 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from nexcache.demo.checks import Acknowledgements, Expected, Judgement
 from nexcache.demo.figures import Answered, Figures, Kind
 from nexcache.demo.http_client import BadAnswer, Connection
+from nexcache.demo.shop import JOURNEYS
 
 READS_PER_SECOND: Final = 5.0
 """Of one reader, when every answer comes at once: it thinks for a fifth of a second between two pages."""
@@ -19,48 +21,45 @@ _OK: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A URL that readers ask for: its operation, the one service it is about, how often it is wanted."""
+    """A URL that readers ask for: its operation, how often it is wanted, the one service or journey it is about."""
 
     target: str
     operation: str
     weight: float
-    service: str | None = None
+    subject: str | None = None
 
 
-# How often each is wanted: most readers look at the overviews, some at a service, few at anything else.
+# How often each is wanted: half of the reads are of the overviews, the others of one service or one journey.
 _OVERVIEWS: Final = (
-    Page("/api/v1/dashboard?window=30m", "dashboard_overview", 500),
-    Page("/api/v1/architecture?window=30m", "architecture_map", 200),
-    Page("/api/v1/services?window=30m", "service_list", 140),
-    *(
-        Page(target, operation, 1.5)
-        for target, operation in (
-            ("/api/v1/dashboard?window=15m", "dashboard_overview"),
-            ("/api/v1/dashboard?window=1h", "dashboard_overview"),
-            ("/api/v1/architecture?window=1h", "architecture_map"),
-            ("/api/v1/services?window=1h", "service_list"),
-            ("/api/v1/graph?analysis=critical_path&window=30m", "graph_analysis"),
-            ("/api/v1/graph?analysis=depth&window=30m", "graph_analysis"),
-            ("/api/v1/graph?analysis=fan_out&window=30m", "graph_analysis"),
-            ("/api/v1/metrics?service=all&metric=latency&window=1h", "metrics_aggregation"),
-            ("/api/v1/metrics?service=all&metric=throughput&window=1h", "metrics_aggregation"),
-            ("/api/v1/metrics?service=all&metric=failures&window=1h", "metrics_aggregation"),
-        )
-    ),
+    Page("/api/v1/dashboard?window=1h", "dashboard_overview", 300),
+    Page("/api/v1/architecture?window=1h", "architecture_map", 200),
+    Page("/api/v1/dashboard?window=15m", "dashboard_overview", 0.3),
+    Page("/api/v1/dashboard?window=3h", "dashboard_overview", 0.2),
+    Page("/api/v1/architecture?window=15m", "architecture_map", 0.3),
 )
-_OF_A_SERVICE: Final = (
-    ("/api/v1/services/{service}?window=3h", "service_details", 2),
-    ("/api/v1/metrics?service={service}&metric=latency&window=3h", "metrics_aggregation", 1.5),
-)
+_KNOWN: Final = frozenset({"frontend", "catalog"})
+"""Part of nearly every visit, so few look at them for themselves."""
 
 
-def pages(services: tuple[str, ...]) -> tuple[Page, ...]:
-    """Return every page of a tenant that readers ask for."""
-    return _OVERVIEWS + tuple(
-        Page(target.format(service=service), operation, weight, service)
-        for service in services
-        for target, operation, weight in _OF_A_SERVICE
-    )
+def pages(services: Iterable[str]) -> tuple[Page, ...]:
+    """Return every page of a tenant with these services that readers ask for."""
+    return (*_OVERVIEWS, *map(_of_service, services), *(page for each in JOURNEYS for page in _of_journey(each.name)))
+
+
+def _of_service(service: str) -> Page:
+    weight = 0.5 if service in _KNOWN else 20
+    return Page(f"/api/v1/services/{service}?window=6h", "service_details", weight, f"service:{service}")
+
+
+def _of_journey(journey: str) -> Iterator[Page]:
+    for path, operation, weight in (
+        ("graph?analysis=critical_path", "graph_analysis", 25),
+        ("metrics?metric=own_time", "metrics_aggregation", 20),
+        ("metrics?metric=latency", "metrics_aggregation", 0.3),
+        ("metrics?metric=throughput", "metrics_aggregation", 0.3),
+        ("metrics?metric=failures", "metrics_aggregation", 0.3),
+    ):
+        yield Page(f"/api/v1/{path}&window=6h&journey={journey}", operation, weight, f"journey:{journey}")
 
 
 class Reader:
@@ -96,7 +95,7 @@ class Reader:
             return
         kind = Kind.UNCACHED if prefix else Kind.of(answer.headers.get("cache-status", ""))
         self._figures.answered(Answered(self._tenant, page.operation, page.target, kind, seconds))
-        expected = Expected(self._tenant, promised, page.service, last_trace)
+        expected = Expected(self._tenant, promised, page.subject, last_trace)
         self._judgement.judge(page.operation, found, expected)
 
     async def run(self, wanted: tuple[Page, ...], rng: random.Random, *, rate: float, prefix: str = "") -> None:

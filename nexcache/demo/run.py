@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import secrets
 import signal
@@ -25,7 +26,7 @@ from nexcache.demo.backend import Backend
 from nexcache.demo.board import Board
 from nexcache.demo.checks import CANARY
 from nexcache.demo.database import Database
-from nexcache.demo.history import history
+from nexcache.demo.history import VISITS_PER_SECOND, history
 from nexcache.demo.http_client import Connection
 from nexcache.demo.readers import READS_PER_SECOND, Canary, Page, Reader, pages
 from nexcache.demo.services import ROUND_SECONDS, Services
@@ -40,7 +41,7 @@ HOST: Final = "127.0.0.1"
 PORT: Final = 8080
 """Where it listens if no port is asked for; any free one if that is taken."""
 
-_UNCACHED_PER_SECOND: Final = 1.5
+_UNCACHED_PER_SECOND: Final = 0.8
 _WARM_CONNECTIONS: Final = 4
 _LINE_SECONDS: Final = 2.0
 _FRAMES_PER_SECOND: Final = 4
@@ -61,6 +62,19 @@ class Options:
     seed: int | None = None
     memory: bool = False
     """Keep entries in this process even where a Valkey could be started."""
+    visits_per_second: float = VISITS_PER_SECOND
+    """Of each tenant in the hours before; fewer make a faster start and faster queries."""
+
+
+class _Notes(logging.Handler):
+    """Keeps the log's warnings for the screen, which they would otherwise tear."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__(logging.WARNING)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.notes.append(record.getMessage())
 
 
 class _Server(uvicorn.Server):
@@ -90,6 +104,10 @@ def run(options: Options, console: Console, rules: tuple[IngestRule, ...] = RULE
         port: int = listener.getsockname()[1]
         keys = {tenant: f"{tenant}-{secrets.token_hex(6)}" for tenant in TENANTS}
         board = Board(f"{HOST}:{port}", keys, store, _try_lines(f"{HOST}:{port}", keys, valkey), options.duration)
+        if console.is_terminal and not options.headless:
+            notes = _Notes(board)
+            logging.getLogger().addHandler(notes)
+            stack.callback(logging.getLogger().removeHandler, notes)
         config = uvicorn.Config("", lifespan="on", log_config=None, access_log=False, timeout_keep_alive=60)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             demo = _Demo(options, console, board, config, rules)
@@ -143,13 +161,14 @@ class _Demo:
         return self._conclude(in_time=not interrupted.is_set())
 
     async def _seed(self, database: Database) -> None:
-        now_us = time.time_ns() // 1000
+        now_us, often = time.time_ns() // 1000, self._options.visits_per_second
         for tenant in self._board.keys:
-            with self._doing(f"imagining the last three hours of {tenant}"):
+            with self._doing(f"imagining the last six hours of {tenant}"):
                 rng = random.Random(self._random.random())  # noqa: S311
-                stored = await asyncio.to_thread(database.seed, tenant, history(rng, now_us))
+                stored = await asyncio.to_thread(database.seed, tenant, history(rng, now_us, often))
             self._board.acknowledgements.start(tenant, stored)
-            self._console.print(f"{tenant}: {stored.total():,} spans of {len(stored)} services", highlight=False)
+            services = [count for subject, count in stored.items() if subject.startswith("service:")]
+            self._console.print(f"{tenant}: {sum(services):,} spans of {len(services)} services", highlight=False)
 
     async def _warm_up(self) -> None:
         """Read every page once, as readers who were there before would have."""
@@ -277,9 +296,10 @@ class _Demo:
 def canary_pages() -> list[Page]:
     """Return the pages in which the canary is looked for: the overviews that readers want most, and its own."""
     every = sorted(pages((CANARY,)), key=lambda page: -page.weight)
-    overviews = [page for page in every if page.service is None]
-    own = [page for page in every if page.service is not None]
-    return [*overviews[:3], *own[:2]]
+    return [
+        *[page for page in every if page.subject is None][:2],
+        *[page for page in every if page.subject == f"service:{CANARY}"],
+    ]
 
 
 @contextlib.asynccontextmanager
@@ -330,7 +350,7 @@ def _try_lines(address: str, keys: Mapping[str, str], valkey: EmbeddedValkey | N
     lines = [
         f"curl -is -H X-API-Key:{acme} {address}/api/v1/dashboard",
         f"curl -is -H X-API-Key:{acme} {address}{UNCACHED}/api/v1/dashboard",
-        f"curl -is -H X-API-Key:{globex} {address}/api/v1/services/catalog",
+        f"curl -is -H X-API-Key:{globex} {address}/api/v1/services/cart",
     ]
     if valkey is not None:
         lines.append(f"kill {valkey.pid}; sleep 10; {valkey.restart}")

@@ -1,6 +1,7 @@
 """The shop's instrumented services: each has its own tracer provider and sends real spans through the SDK."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -17,6 +18,9 @@ from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, set_span_
 
 from nexcache.demo import shop
 from nexcache.demo.checks import CANARY, Acknowledgements
+from nexcache.demo.database import subjects
+from nexcache.demo.history import VISITS_PER_SECOND
+from nexcache.demo.ingest import JOURNEY
 
 ROUND_SECONDS: Final = 0.95
 """How often a tenant's services send what they have: at least one batch per second."""
@@ -50,7 +54,10 @@ class AcknowledgedExporter(OTLPSpanExporter):
         """Send a batch; when it was acknowledged, every read that starts from now on must see it."""
         result = super().export(spans)
         if result is SpanExportResult.SUCCESS:
-            self._acknowledgements.add(self._tenant, self._service, len(spans))
+            seen = Counter(
+                subject for span in spans for subject in subjects(self._service, (span.attributes or {}).get(JOURNEY))
+            )
+            self._acknowledgements.add(self._tenant, seen, len(spans))
         else:
             self._acknowledgements.refuse(self._tenant)
         return result
@@ -77,15 +84,17 @@ class Services:
         self._tracers = {name: provider.get_tracer("shop") for name, provider in self._providers.items()}
 
     def round(self, now_ns: int) -> str:
-        """Let a visit end at `now_ns`, send its spans and one of the canary; returns the canary's trace id.
+        """Send a span of the canary, and those of a visit if one has just ended; returns the canary's trace id.
 
         All services send at the same moment, as they would through one collector: otherwise each would change
         the dashboards at a moment of its own. When this returns, the batches have been acknowledged or given up.
         """
         trace_id = self._sing(now_ns)
-        visit = shop.visit(self._rng, 0)
-        self._record(visit, now_ns - visit.duration_us * _PARTS, None)
-        busy = {CANARY, *(done.call.service for done in visit.walk())}
+        busy = {CANARY}
+        if self._rng.random() < VISITS_PER_SECOND * ROUND_SECONDS:
+            journey, visit = shop.visit(self._rng, 0)
+            self._record(visit, journey.name, now_ns - visit.duration_us * _PARTS, None)
+            busy.update(done.call.service for done in visit.walk())
         list(self._threads.map(lambda service: self._providers[service].force_flush(), sorted(busy)))
         return trace_id
 
@@ -99,14 +108,18 @@ class Services:
         span.end(now_ns + _PARTS)
         return format_trace_id(span.get_span_context().trace_id)
 
-    def _record(self, done: shop.Done, start_ns: int, caller: tuple[str, Context] | None) -> None:
+    def _record(self, done: shop.Done, journey: str, start_ns: int, caller: tuple[str, Context] | None) -> None:
         service, context = caller or (None, Context())
         call = done.call
-        kind = SpanKind.CLIENT if call.service == service else SpanKind.SERVER
-        began = start_ns + done.start_us * _PARTS
-        span = self._tracers[call.service].start_span(call.operation, context, kind, start_time=began)
+        span = self._tracers[call.service].start_span(
+            call.operation,
+            context,
+            SpanKind.CLIENT if call.service == service else SpanKind.SERVER,
+            attributes={JOURNEY: journey},
+            start_time=start_ns + done.start_us * _PARTS,
+        )
         for made in done.made:
-            self._record(made, start_ns, (call.service, set_span_in_context(span)))
+            self._record(made, journey, start_ns, (call.service, set_span_in_context(span)))
         if done.failed:
             span.set_status(StatusCode.ERROR)
-        span.end(began + done.duration_us * _PARTS)
+        span.end(start_ns + (done.start_us + done.duration_us) * _PARTS)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Final, TypeAlias
+from typing import Final
 
 SPREAD: Final = 0.45
 """Sigma of the lognormal distribution that durations follow."""
@@ -42,80 +42,95 @@ class Done:
             yield from child.walk()
 
 
-Journeys: TypeAlias = tuple[tuple[float, Call], ...]
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """What a visitor does, how often in a hundred, and the call that it begins with."""
+
+    name: str
+    weight: float
+    root: Call
 
 
-def _database(service: str, statement: str, median_ms: float) -> Call:
-    return Call(service, statement, median_ms, failure=0.001)
+def _inside(service: str, operation: str, median_ms: float) -> Call:
+    """Something that a service does for itself: a database, a file, a template."""
+    return Call(service, operation, median_ms, failure=0.001)
 
 
-_PRODUCT = Call("catalog", "GetProduct", 3, 0.002, (_database("catalog", "SELECT products", 6),))
-_PRODUCTS = Call("catalog", "ListProducts", 5, 0.002, (_database("catalog", "SELECT products WHERE id IN", 11),))
-_REVIEWS = Call("reviews", "ListReviews", 4, 0.004, (_database("reviews", "SELECT reviews", 9),))
-_PRICE = Call("pricing", "GetPrice", 2, 0.001)
-_STOCK = Call("inventory", "CheckStock", 3, 0.002, (_database("inventory", "SELECT stock", 4),))
-_CART = Call("cart", "GetCart", 2, 0.001, (_database("cart", "HGETALL cart", 1),))
+_ITEM = Call("catalog", "GetProduct", 3, 0.002, (_inside("catalog", "SELECT products", 6),))
+_ITEMS = Call("catalog", "ListProducts", 14, 0.002)
+_REVIEWS = Call("reviews", "ListReviews", 4, 0.004, (
+    _inside("reviews", "GET summary", 1),
+    _inside("reviews", "SELECT reviews", 9),
+))  # fmt: skip
+_PRICE = Call("pricing", "GetPrice", 2, 0.001, (_inside("pricing", "SELECT prices", 3),))
+_STOCK = Call("inventory", "CheckStock", 3, 0.002, (
+    _inside("inventory", "SELECT stock", 4),
+    _inside("inventory", "SELECT reservations", 3),
+))  # fmt: skip
 
-JOURNEYS: Final[Journeys] = (
-    (30, Call("frontend", "GET /products/{id}", 8, 0.001, (_PRODUCT, _REVIEWS, _PRICE))),
-    (
-        25,
-        Call("frontend", "GET /search", 6, 0.001, (
-            Call("search", "Query", 12, 0.003, (_database("search", "lookup products index", 18), _PRODUCTS)),
+JOURNEYS: Final = (
+    Journey("product", 30, Call("frontend", "GET /products/{id}", 8, 0.001, (_ITEM, _REVIEWS, _PRICE))),
+    Journey("search", 25, Call("frontend", "GET /search", 6, 0.001, (
+        Call("search", "Query", 12, 0.003, (
+            _inside("search", "lookup products", 18),
+            _inside("search", "rank", 7),
+            _ITEMS,
         )),
-    ),
-    (
-        20,
-        Call("frontend", "GET /", 9, 0.001, (
-            Call("recommendations", "ListFor", 14, 0.005, (_PRODUCTS,)),
+    ))),
+    Journey("home", 20, Call("frontend", "GET /", 9, 0.001, (
+        Call("recommendations", "ListFor", 14, 0.005, (
+            _inside("recommendations", "GET features", 2),
+            _inside("recommendations", "predict", 22),
+            _ITEMS,
         )),
-    ),
-    (
-        12,
-        Call("frontend", "POST /cart", 5, 0.001, (
-            Call("cart", "AddItem", 4, 0.002, (_PRODUCT, _STOCK, _database("cart", "HSET cart", 1))),
+    ))),
+    Journey("cart", 12, Call("frontend", "POST /cart", 5, 0.001, (
+        Call("cart", "AddItem", 4, 0.002, (
+            _inside("cart", "HGETALL cart", 1),
+            _ITEMS,
+            _STOCK,
+            _inside("cart", "HSET cart", 1),
+            _inside("cart", "EXPIRE cart", 1),
         )),
-    ),
-    (
-        8,
-        Call("frontend", "POST /checkout", 7, 0.002, (
-            Call("checkout", "PlaceOrder", 9, 0.004, (
-                _CART,
-                Call("pricing", "Quote", 5, 0.002),
-                Call("payments", "Charge", 25, 0.015, (Call("payments", "POST bank /charges", 140, 0.01),)),
-                Call("shipping", "CreateShipment", 12, 0.004, (_database("shipping", "INSERT shipments", 8),)),
-                Call("email", "SendReceipt", 18, 0.006),
-                _database("checkout", "INSERT orders", 10),
+    ))),
+    Journey("checkout", 8, Call("frontend", "POST /checkout", 7, 0.002, (
+        Call("checkout", "PlaceOrder", 9, 0.004, (
+            Call("cart", "GetCart", 2, 0.001, (_inside("cart", "HGETALL cart", 1),)),
+            Call("pricing", "Quote", 5, 0.002, (_inside("pricing", "SELECT prices", 3),)),
+            Call("payments", "Charge", 25, 0.015, (
+                Call("payments", "POST bank /charges", 140, 0.01),
+                _inside("payments", "INSERT payments", 5),
             )),
+            Call("shipping", "CreateShipment", 12, 0.004, (
+                _inside("shipping", "SELECT carriers", 4),
+                _inside("shipping", "INSERT shipments", 8),
+            )),
+            Call("email", "SendReceipt", 18, 0.006, (_inside("email", "render receipt", 6),)),
+            _inside("checkout", "INSERT orders", 10),
+            _inside("checkout", "INSERT items", 6),
         )),
-    ),
-    (
-        5,
-        Call("frontend", "GET /account", 5, 0.001, (
-            Call("accounts", "GetProfile", 4, 0.002, (_database("accounts", "SELECT users", 5),)),
+    ))),
+    Journey("account", 5, Call("frontend", "GET /account", 5, 0.001, (
+        Call("accounts", "GetProfile", 4, 0.002, (
+            _inside("accounts", "SELECT users", 5),
+            _inside("accounts", "SELECT addresses", 4),
         )),
-    ),
+    ))),
 )  # fmt: skip
-"""What visitors do, each with its weight."""
+"""What visitors do."""
 
-_WEIGHTS: Final = tuple(weight for weight, _ in JOURNEYS)
-_ROOTS: Final = tuple(call for _, call in JOURNEYS)
+_WEIGHTS: Final = tuple(journey.weight for journey in JOURNEYS)
 
 
 def services() -> tuple[str, ...]:
     """Name the services of the shop, in alphabetical order."""
-    return tuple(sorted({call.service for root in _ROOTS for call in _calls(root)}))
+    return tuple(sorted({call.service for journey in JOURNEYS for call in _calls(journey.root)}))
 
 
-def spans_per_visit() -> float:
-    """Return the mean number of spans that one visit leaves."""
-    total = sum(weight * sum(1 for _ in _calls(root)) for weight, root in JOURNEYS)
-    return total / sum(_WEIGHTS)
-
-
-def visit(rng: Random, start_us: int) -> Done:
+def visit(rng: Random, start_us: int) -> tuple[Journey, Done]:
     """Imagine one visit that begins at `start_us`, in microseconds since the epoch."""
-    return happen(rng.choices(_ROOTS, _WEIGHTS)[0], rng, start_us)
+    journey = rng.choices(JOURNEYS, _WEIGHTS)[0]
+    return journey, happen(journey.root, rng, start_us)
 
 
 def happen(call: Call, rng: Random, start_us: int) -> Done:

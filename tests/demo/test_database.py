@@ -12,7 +12,7 @@ def spans_of(tenant: str, connection: Connection) -> int:
 
 
 def counted(connection: Connection) -> dict[tuple[str, str], int]:
-    return {(row[0], row[1]): row[2] for row in connection.execute("SELECT tenant, service, spans FROM services")}
+    return {(row[0], row[1]): row[2] for row in connection.execute("SELECT tenant, subject, spans FROM seen")}
 
 
 async def test_a_stored_batch_is_seen_by_the_next_read(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ async def test_a_batch_that_is_sent_twice_is_stored_and_counted_once(tmp_path: P
     batch = [made(1, 1, None, "cart Add", ago=1, ms=1), made(1, 2, 1, "cart SET", ago=1, ms=1)]
     await shops.store("acme", batch, NOW)
     await shops.store("acme", batch, NOW)
-    assert await shops.read(counted) == {("acme", "cart"): 2}
+    assert await shops.read(counted) == {("acme", "service:cart"): 2}
     shops.close()
 
 
@@ -36,7 +36,7 @@ async def test_the_same_ids_of_another_tenant_are_other_spans(tmp_path: Path) ->
     batch = [made(1, 1, None, "cart Add", ago=1, ms=1)]
     await shops.store("acme", batch, NOW)
     await shops.store("globex", batch, NOW)
-    assert await shops.read(counted) == {("acme", "cart"): 1, ("globex", "cart"): 1}
+    assert await shops.read(counted) == {("acme", "service:cart"): 1, ("globex", "service:cart"): 1}
     shops.close()
 
 
@@ -46,7 +46,7 @@ async def test_old_spans_are_deleted_and_stay_counted(tmp_path: Path) -> None:
     await shops.store("acme", [made(2, 2, None, "cart Add", ago=1, ms=1)], NOW)
     assert await shops.read(lambda connection: spans_of("acme", connection)) == 1
     assert await shops.read(lambda connection: spans_of("globex", connection)) == 1
-    assert (await shops.read(counted))["acme", "cart"] == 2
+    assert (await shops.read(counted))["acme", "service:cart"] == 2
     shops.close()
 
 
@@ -57,7 +57,7 @@ async def test_all_statements_of_one_read_see_the_same_data(tmp_path: Path) -> N
     def twice(connection: Connection) -> tuple[int, int]:
         before = spans_of("acme", connection)
         span = ("acme", *made(1, 1, None, "cart Add", ago=1, ms=1))
-        elsewhere.execute("INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", span)
+        elsewhere.execute("INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", span)
         return before, spans_of("acme", connection)
 
     assert await shops.read(twice) == (0, 0)

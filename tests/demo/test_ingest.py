@@ -18,7 +18,7 @@ def request_of(service: str | None = "cart") -> ExportTraceServiceRequest:
 
 
 def test_a_span_becomes_a_row_in_microseconds() -> None:
-    assert list(rows(request_of())) == [Span(b"t" * 16, b"s" * 8, None, "cart", "Add", False, 5000, 4000)]
+    assert list(rows(request_of())) == [Span(b"t" * 16, b"s" * 8, None, "cart", None, "Add", False, 5000, 4000)]
 
 
 def test_a_span_with_a_parent_and_an_error_keeps_both() -> None:
@@ -31,6 +31,14 @@ def test_a_span_with_a_parent_and_an_error_keeps_both() -> None:
 
 def test_a_resource_without_a_name_is_an_unknown_service() -> None:
     assert [row.service for row in rows(request_of(None))] == ["unknown_service"]
+
+
+def test_the_journey_is_what_the_span_says() -> None:
+    request = request_of()
+    attribute = request.resource_spans[0].scope_spans[0].spans[0].attributes.add()
+    attribute.key, attribute.value.string_value = "app.journey", "checkout"
+    (row,) = rows(request)
+    assert row.subjects == ("service:cart", "journey:checkout")
 
 
 def test_spans_without_valid_ids_are_left_out() -> None:

@@ -26,8 +26,9 @@ async def ask(
     *,
     tenant: str = "acme",
     service: str | None = None,
+    journey: str | None = None,
 ) -> Answer:
-    question = Question(tenant, QUARTER, NOW, service)
+    question = Question(tenant, QUARTER, NOW, service, journey)
     return await shops.read(lambda connection: query(connection, question))
 
 
@@ -60,6 +61,7 @@ async def test_the_architecture_map_joins_spans_to_the_parents_that_called_them(
     calls = edges["frontend", "catalog"]
     assert (calls["calls"], calls["mean_ms"], calls["p95_ms"]) == (2, 130.0, 200.0)
     assert {node["service"]: node["operations"] for node in answer["nodes"]} == {
+        "accounts": 1,
         "catalog": 2,
         "frontend": 1,
         "reviews": 1,
@@ -89,14 +91,14 @@ async def test_the_details_of_a_service_tell_what_others_ask_of_it_from_what_it_
 
 async def test_the_details_of_a_service_see_only_that_service(shops: Database) -> None:
     answer = await ask(shops, queries.service_details, service="catalog")
-    assert set(answer["seen"]) == {"catalog"}
+    assert set(answer["seen"]) == {"service:catalog"}
 
 
 @pytest.mark.parametrize(
     ("metric", "points"),
     [
         pytest.param("latency", [(40.0, 100.0), (200.0, 300.0)], id="latency"),
-        pytest.param("throughput", [(4 / 60,), (2 / 60,)], id="throughput"),
+        pytest.param("throughput", [(4 / 60,), (3 / 60,)], id="throughput"),
         pytest.param("failures", [(2, 0.5), (0, 0.0)], id="failures"),
     ],
 )
@@ -114,15 +116,21 @@ async def test_metrics_of_one_service_count_only_its_spans(shops: Database) -> N
     assert answer["points"] == [{"at_s": 0, "failed": 1, "failure_rate": 1.0}]
 
 
+async def test_own_time_is_what_the_calls_of_a_span_did_not_take(shops: Database) -> None:
+    answer = await ask(shops, partial(queries.metrics, metric="own_time", step=QUARTER), journey="home")
+    # visit 1: 100 - 60 - 20, 60 - 40 and 40, 20 ms; visit 2: 300 - 200 and 200 ms
+    assert answer["points"] == [{"at_s": 0, "own_ms": {"catalog": 260.0, "frontend": 120.0, "reviews": 20.0}}]
+
+
 async def test_the_critical_path_follows_the_call_that_took_longest(shops: Database) -> None:
-    answer = await ask(shops, partial(queries.graph, analysis="critical_path"))
+    answer = await ask(shops, partial(queries.graph, analysis="critical_path"), journey="home")
     paths = {tuple(row["path"]): row for row in answer["found"]}
     assert set(paths) == {("frontend", "catalog"), ("frontend", "catalog", "catalog")}
     assert paths["frontend", "catalog", "catalog"]["share_of_last_call"] == 0.4
 
 
 async def test_the_depth_of_a_visit_is_its_longest_chain_of_calls(shops: Database) -> None:
-    answer = await ask(shops, partial(queries.graph, analysis="depth"))
+    answer = await ask(shops, partial(queries.graph, analysis="depth"), journey="home")
     assert answer["found"] == [
         {"depth": 2, "visits": 1, "mean_spans": 2.0},
         {"depth": 3, "visits": 1, "mean_spans": 4.0},
@@ -130,7 +138,7 @@ async def test_the_depth_of_a_visit_is_its_longest_chain_of_calls(shops: Databas
 
 
 async def test_fan_out_counts_the_calls_that_one_span_makes(shops: Database) -> None:
-    answer = await ask(shops, partial(queries.graph, analysis="fan_out"))
+    answer = await ask(shops, partial(queries.graph, analysis="fan_out"), journey="home")
     frontend = next(row for row in answer["found"] if row["service"] == "frontend")
     assert (frontend["spans"], frontend["mean_calls"], frontend["most_calls"], frontend["services"]) == (2, 1.5, 2, 2)
 
@@ -142,20 +150,26 @@ async def test_fan_out_counts_the_calls_that_one_span_makes(shops: Database) -> 
         pytest.param(queries.architecture, id="architecture"),
         pytest.param(queries.service_list, id="services"),
         pytest.param(partial(queries.metrics, metric="latency", step=60), id="metrics"),
-        *(pytest.param(partial(queries.graph, analysis=name), id=name) for name in queries.ANALYSES),
     ],
 )
-async def test_every_answer_says_whose_it_is_and_what_it_has_seen(
+async def test_an_answer_says_whose_it_is_and_which_services_it_has_seen(
     shops: Database, query: Callable[[Connection, Question], Answer]
 ) -> None:
     answer = await ask(shops, query)
     assert answer["tenant"] == "acme"
     assert answer["seen"] == {
-        "catalog": {"spans": 3, "last_trace": (2).to_bytes(16).hex()},
-        "frontend": {"spans": 3, "last_trace": (3).to_bytes(16).hex()},
-        "reviews": {"spans": 1, "last_trace": (1).to_bytes(16).hex()},
+        "service:accounts": {"spans": 1, "last_trace": (4).to_bytes(16).hex()},
+        "service:catalog": {"spans": 3, "last_trace": (2).to_bytes(16).hex()},
+        "service:frontend": {"spans": 3, "last_trace": (3).to_bytes(16).hex()},
+        "service:reviews": {"spans": 1, "last_trace": (1).to_bytes(16).hex()},
     }
-    assert (await ask(shops, query, tenant="globex"))["seen"].keys() == {"frontend"}
+    assert (await ask(shops, query, tenant="globex"))["seen"].keys() == {"service:frontend"}
+
+
+@pytest.mark.parametrize("analysis", queries.ANALYSES)
+async def test_an_analysis_sees_only_its_journey(shops: Database, analysis: str) -> None:
+    answer = await ask(shops, partial(queries.graph, analysis=analysis), journey="home")
+    assert answer["seen"] == {"journey:home": {"spans": 7, "last_trace": (3).to_bytes(16).hex()}}
 
 
 async def test_a_tenant_without_spans_gets_an_empty_answer(shops: Database) -> None:

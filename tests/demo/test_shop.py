@@ -1,13 +1,14 @@
 from random import Random
 
 from nexcache.demo import shop
+from nexcache.demo.database import RETENTION_US
 from nexcache.demo.history import history
 
 
 def test_a_call_lasts_at_least_as_long_as_the_calls_that_it_makes_and_contains_them() -> None:
     rng = Random(1)
     for _ in range(200):
-        for done in shop.visit(rng, 1_000_000).walk():
+        for done in shop.visit(rng, 1_000_000)[1].walk():
             assert done.duration_us >= sum(child.duration_us for child in done.made)
             for child in done.made:
                 assert done.start_us <= child.start_us
@@ -26,7 +27,8 @@ def test_the_same_seed_gives_the_same_history() -> None:
     assert list(history(Random(7), now, 0.1)) == list(history(Random(7), now, 0.1))
 
 
-def test_the_history_has_about_as_many_spans_per_second_as_asked_for() -> None:
-    spans = list(history(Random(7), 1_800_000_000_000_000, 2.0))
-    assert 0.9 < len(spans) / (185 * 60 * 2.0) < 1.1
+def test_the_history_has_about_as_many_visits_per_second_as_asked_for() -> None:
+    spans = list(history(Random(7), 1_800_000_000_000_000, 0.5))
+    visits = sum(span.parent_id is None for span in spans)
+    assert 0.9 < visits / (RETENTION_US / 1_000_000 * 0.5) < 1.1
     assert len({span.span_id for span in spans}) == len(spans)

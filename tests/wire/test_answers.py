@@ -203,6 +203,23 @@ async def test_a_body_that_is_too_long_for_a_key_reaches_the_app_whole(cache: Ne
     assert [answer.cache for answer in answers] == ["NexCache; fwd=bypass; detail=body"] * 2
 
 
+async def test_a_body_that_was_read_for_the_key_is_read_by_the_app_once(cache: NexCache, http: str) -> None:
+    read: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError("knows no lifespan")
+        read.append((await receive())["type"])
+        await Origin()(scope, receive, send)
+        read.append((await receive())["type"])
+
+    site = cached(app, cache, Policy("/", op="q", methods=["POST"]))
+    async with serving(site, http=http) as client:
+        assert (await client.ask("/", method="POST", body=b"query")).status == 200
+        await until(lambda: len(read) == 2)
+    assert read == ["http.request", "http.disconnect"]
+
+
 async def test_a_chunked_post_is_keyed_by_what_its_chunks_make(cache: NexCache, http: str) -> None:
     origin = Origin()
     app = cached(origin, cache, Policy("/", op="q", methods=["POST"]))

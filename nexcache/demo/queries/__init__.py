@@ -7,14 +7,14 @@ Percentiles are nearest-rank: the smallest duration that is at least as long as 
 from nexcache.demo.queries.architecture import architecture
 from nexcache.demo.queries.dashboard import dashboard
 from nexcache.demo.queries.graph import ANALYSES, graph
-from nexcache.demo.queries.metrics import EVERY_SERVICE, METRICS, metrics
+from nexcache.demo.queries.metrics import METRICS, OWN_TIME, metrics
 from nexcache.demo.queries.question import Answer, Question
 from nexcache.demo.queries.service import service_details, service_list
 
 __all__ = [
     "ANALYSES",
-    "EVERY_SERVICE",
     "METRICS",
+    "OWN_TIME",
     "Answer",
     "Question",
     "architecture",

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 
 Answer: TypeAlias = dict[str, Any]
 
-_SEEN: Final = "SELECT tenant, service, spans, last_trace FROM services WHERE tenant = :tenant ORDER BY service"
+_SEEN: Final = "SELECT tenant, subject, spans, last_trace FROM seen WHERE tenant = :tenant ORDER BY subject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Question:
     now_us: int
     service: str | None = None
     """Only the spans of this service are looked at; None: those of all."""
+    journey: str | None = None
+    """Only the spans of this journey are looked at; None: those of all."""
 
     @property
     def since_us(self) -> int:
@@ -25,16 +27,28 @@ class Question:
         return self.now_us - self.window * 1_000_000
 
     @property
+    def subject(self) -> str | None:
+        """The service or the journey that it is about; None: all services."""
+        if self.journey is not None:
+            return f"journey:{self.journey}"
+        return None if self.service is None else f"service:{self.service}"
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """What the statements are given."""
-        return {"tenant": self.tenant, "since": self.since_us, "service": self.service}
+        return {
+            "tenant": self.tenant,
+            "since": self.since_us,
+            "service": self.service,
+            "journey": self.journey,
+        }
 
 
 def answered(connection: Connection, question: Question, **found: Any) -> Answer:
     """Frame what was found: whose it is, and what it has seen.
 
-    `seen` says for each service that was looked at how many spans were stored since the start and which trace
-    came last. It is read in the same snapshot, so that a reader can tell whether a span is in the answer.
+    `seen` says for each service (or the one journey) that was looked at how many spans were stored since the start
+    and which trace came last. It is read in the same snapshot, so a reader can tell whether a span is in the answer.
     """
     rows = connection.execute(_SEEN, question.parameters).fetchall()
     return {
@@ -43,9 +57,10 @@ def answered(connection: Connection, question: Question, **found: Any) -> Answer
         "window_s": question.window,
         **found,
         "seen": {
-            row["service"]: {"spans": row["spans"], "last_trace": row["last_trace"].hex()}
+            row["subject"]: {"spans": row["spans"], "last_trace": row["last_trace"].hex()}
             for row in rows
-            if question.service in (None, row["service"])
+            if row["subject"] == question.subject
+            or (question.subject is None and row["subject"].startswith("service:"))
         },
     }
 
