@@ -132,13 +132,13 @@ class _Demo:
         self._rules = rules
         self._random = random.Random(options.seed)  # noqa: S311 - imagined traffic, no secret
         self._live = console.is_terminal and not options.headless
+        self._interrupted = asyncio.Event()
 
     async def run(self, listener: socket.socket, path: Path, valkey: EmbeddedValkey | None) -> int:
         """Run until the time is over or it is interrupted; returns the exit status."""
-        interrupted = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupted.set)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._interrupted.set)
         settings = Settings(
             enabled=True,
             redis_url=valkey.url if valkey else "",
@@ -155,14 +155,16 @@ class _Demo:
                 self._config.app = create_app(cache, backend, keys, self._rules)
                 async with _serving(self._config, listener):
                     await self._warm_up()
-                    await self._measure(interrupted)
+                    await self._measure()
             finally:
                 backend.database.close()
-        return self._conclude(in_time=not interrupted.is_set())
+        return self._conclude()
 
     async def _seed(self, database: Database) -> None:
         now_us, often = time.time_ns() // 1000, self._options.visits_per_second
         for tenant in self._board.keys:
+            if self._interrupted.is_set():
+                return
             with self._doing(f"imagining the last six hours of {tenant}"):
                 rng = random.Random(self._random.random())  # noqa: S311
                 stored = await asyncio.to_thread(database.seed, tenant, history(rng, now_us, often))
@@ -181,12 +183,16 @@ class _Demo:
 
     async def _read_all(self, reader: Reader, remaining: Iterator[Page]) -> None:
         for page in remaining:
+            if self._interrupted.is_set():
+                break
             await reader.read(page)
         reader.close()
 
-    async def _measure(self, interrupted: asyncio.Event) -> None:
+    async def _measure(self) -> None:
         """Let services send and readers read, until the time is over."""
         board = self._board
+        if self._interrupted.is_set():
+            return
         for text in board.try_lines:
             self._console.print(text, highlight=False, soft_wrap=True)
         endpoint = f"http://{board.address}/v1/traces"
@@ -204,7 +210,7 @@ class _Demo:
             ]
             running += self._readers()
             running.append(asyncio.create_task(self._show()))
-            waiting = asyncio.create_task(interrupted.wait())
+            waiting = asyncio.create_task(self._interrupted.wait())
             await asyncio.wait([waiting, *running], timeout=self._options.duration, return_when=asyncio.FIRST_COMPLETED)
             board.stopped = time.monotonic()
             ended = [task for task in running if task.done()]
@@ -258,14 +264,17 @@ class _Demo:
                 live.update(display.screen(self._board, now, size.width, size.height), refresh=True)
                 await asyncio.sleep(1 / _FRAMES_PER_SECOND)
 
-    def _conclude(self, *, in_time: bool) -> int:
+    def _conclude(self) -> int:
         board = self._board
+        if board.stopped is None:
+            self._console.print("stopped before it began", highlight=False)
+            return 0
         found = verdicts(board.figures, board.judgement, board.invalidated(), board.seconds)
         self._console.print(display.summary(board, found))
-        if in_time:
-            return 0 if all(verdict.kept for verdict in found) else 1
-        # whoever stops it early may not have let it run long enough for the rest
-        return 1 if board.judgement.wrong else 0
+        if self._interrupted.is_set():
+            # whoever stops it early may not have let it run long enough for the rest
+            return 1 if board.judgement.wrong else 0
+        return 0 if all(verdict.kept for verdict in found) else 1
 
     def _reader(self, tenant: str) -> Reader:
         board = self._board

@@ -6,6 +6,7 @@ miss, never a stale answer. As a reader sees it a generation is the token follow
 that a restart or a failover revives nothing.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,7 @@ class Generations:
         self._store = store
         self._keys = keys
         self._longest = _SHORTEST
+        self._restoring: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def keep_for(self, ttl: float) -> None:
         """Make tokens live twice as long as the longest-lived entry, so that they outlive what they guard."""
@@ -76,8 +78,17 @@ class Generations:
             if (snapshot := _snapshot(self._store.tier, captured)) is not None:
                 return snapshot
             if not captured.complete:
-                await self._store.restore_sentinel(registry, tokens[0], ttl_ms=self.ttl_ms, deadline=deadline)
+                await self._restore(registry, tokens[0], deadline)
         raise StoreUnavailable("busy", "the store loses generations as fast as they are made: is its memory full?")
+
+    async def _restore(self, registry: bytes, token: bytes, deadline: float | None) -> None:
+        """Restore a registry's sentinel, one at a time: a second removal would undo the first one's capture."""
+        loop = asyncio.get_running_loop()
+        if self._restoring is None or self._restoring[0] is not loop:
+            self._restoring = loop, asyncio.Lock()
+        async with self._restoring[1]:
+            if await self._store.members(registry, deadline=deadline) is None:
+                await self._store.restore_sentinel(registry, token, ttl_ms=self.ttl_ms, deadline=deadline)
 
     def capture_now(self, store: MemoryStore, key: CacheKey) -> Snapshot:
         """Do what `capture` does, in this process's memory and without waiting."""
