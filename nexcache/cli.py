@@ -58,7 +58,8 @@ def demo(
 ) -> None:
     """Run an observability back end with two tenants, their services and readers, and check every answer."""
     try:
-        from nexcache.demo.run import Options, PortTaken, run  # noqa: PLC0415 - the extra may be missing
+        from nexcache.demo.run import Options, run  # noqa: PLC0415 - the extra may be missing
+        from nexcache.demo.serving import PortTaken  # noqa: PLC0415 - as above
     except ModuleNotFoundError as missing:
         if missing.name != "uvicorn":
             raise

@@ -37,8 +37,17 @@ _OVERVIEWS: Final = (
     Page("/api/v1/dashboard?window=3h", "dashboard_overview", 0.2),
     Page("/api/v1/architecture?window=15m", "architecture_map", 0.3),
 )
-_KNOWN: Final = frozenset({"frontend", "catalog"})
-"""Part of nearly every visit, so few look at them for themselves."""
+_SERVICES: Final = {
+    "cart": 40,
+    "pricing": 40,
+    "reviews": 40,
+    "search": 40,
+    "recommendations": 20,
+    # part of nearly every visit, so few look at them for themselves
+    "frontend": 0.5,
+    "catalog": 0.5,
+}
+_OTHER_SERVICES: Final = 5
 
 
 def pages(services: Iterable[str]) -> tuple[Page, ...]:
@@ -47,7 +56,7 @@ def pages(services: Iterable[str]) -> tuple[Page, ...]:
 
 
 def _of_service(service: str) -> Page:
-    weight = 0.5 if service in _KNOWN else 20
+    weight = _SERVICES.get(service, _OTHER_SERVICES)
     return Page(f"/api/v1/services/{service}?window=6h", "service_details", weight, f"service:{service}")
 
 

@@ -9,8 +9,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,16 +19,14 @@ from rich.console import Console
 from rich.live import Live
 
 from nexcache import NexCache, Settings, tenants
-from nexcache.demo import display, shop
+from nexcache.demo import display
 from nexcache.demo.app import RULES, UNCACHED, create_app
 from nexcache.demo.backend import Backend
 from nexcache.demo.board import Board
-from nexcache.demo.checks import CANARY
+from nexcache.demo.crowd import Crowd
 from nexcache.demo.database import Database
 from nexcache.demo.history import VISITS_PER_SECOND, history
-from nexcache.demo.http_client import Connection
-from nexcache.demo.readers import READS_PER_SECOND, Canary, Page, Reader, pages
-from nexcache.demo.services import ROUND_SECONDS, Services
+from nexcache.demo.serving import HOST, listen, serving
 from nexcache.demo.valkey import EmbeddedValkey, ValkeyUnavailable
 from nexcache.demo.verdict import verdicts
 from nexcache.ingest.rules import IngestRule
@@ -37,18 +34,9 @@ from nexcache.telemetry.events import BackendChanged, Event, Invalidated
 from nexcache.telemetry.names import Trigger
 
 TENANTS: Final = ("acme", "globex")
-HOST: Final = "127.0.0.1"
-PORT: Final = 8080
-"""Where it listens if no port is asked for; any free one if that is taken."""
 
-_UNCACHED_PER_SECOND: Final = 0.8
-_WARM_CONNECTIONS: Final = 4
 _LINE_SECONDS: Final = 2.0
 _FRAMES_PER_SECOND: Final = 4
-
-
-class PortTaken(Exception):  # noqa: N818 - reads as what it says
-    """The port that was asked for cannot be listened on; the message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +65,10 @@ class _Notes(logging.Handler):
         self._board.notes.append(record.getMessage())
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # the demo ends the readers first, then the server
-        yield
-
-
 def run(options: Options, console: Console, rules: tuple[IngestRule, ...] = RULES) -> int:
     """Run the demo; returns the exit status: 0 if every promise was kept, else 1. Raises PortTaken."""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(options.port))
+        listener = stack.enter_context(listen(options.port))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nexcache-demo-")))
         valkey, store = _start_store(options)
         if valkey is not None:
@@ -153,9 +126,8 @@ class _Demo:
             try:
                 await self._seed(backend.database)
                 self._config.app = create_app(cache, backend, keys, self._rules)
-                async with _serving(self._config, listener):
-                    await self._warm_up()
-                    await self._measure()
+                async with serving(self._config, listener):
+                    await self._use()
             finally:
                 backend.database.close()
         return self._conclude()
@@ -172,86 +144,15 @@ class _Demo:
             services = [count for subject, count in stored.items() if subject.startswith("service:")]
             self._console.print(f"{tenant}: {sum(services):,} spans of {len(services)} services", highlight=False)
 
-    async def _warm_up(self) -> None:
-        """Read every page once, as readers who were there before would have."""
+    async def _use(self) -> None:
+        board, crowd = self._board, Crowd(self._board, self._random)
         with self._doing("reading every page once"):
-            async with asyncio.TaskGroup() as group:
-                for tenant in self._board.keys:
-                    every = iter(pages(shop.services()))
-                    for _ in range(_WARM_CONNECTIONS):
-                        group.create_task(self._read_all(self._reader(tenant), every))
-
-    async def _read_all(self, reader: Reader, remaining: Iterator[Page]) -> None:
-        for page in remaining:
-            if self._interrupted.is_set():
-                break
-            await reader.read(page)
-        reader.close()
-
-    async def _measure(self) -> None:
-        """Let services send and readers read, until the time is over."""
-        board = self._board
+            await crowd.warm_up(self._interrupted)
         if self._interrupted.is_set():
             return
         for text in board.try_lines:
             self._console.print(text, highlight=False, soft_wrap=True)
-        endpoint = f"http://{board.address}/v1/traces"
-        with contextlib.ExitStack() as stack:
-            ingests = []
-            for tenant, key in board.keys.items():
-                services = Services(endpoint, key, tenant, board.acknowledgements, self._rng())
-                thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=f"services-{tenant}"))
-                ingests.append((tenant, services, thread))
-            board.begin()
-            # one after the other, so that not all the tenants' dashboards change in the same moment
-            running = [
-                asyncio.create_task(self._ingest(*each, first=ROUND_SECONDS * number / len(ingests)))
-                for number, each in enumerate(ingests)
-            ]
-            running += self._readers()
-            running.append(asyncio.create_task(self._show()))
-            waiting = asyncio.create_task(self._interrupted.wait())
-            await asyncio.wait([waiting, *running], timeout=self._options.duration, return_when=asyncio.FIRST_COMPLETED)
-            board.stopped = time.monotonic()
-            ended = [task for task in running if task.done()]
-            for task in (waiting, *running):
-                task.cancel()
-            await asyncio.gather(waiting, *running, return_exceptions=True)
-            loop = asyncio.get_running_loop()
-            await asyncio.gather(*(loop.run_in_executor(thread, services.close) for _, services, thread in ingests))
-            for task in ended:
-                task.result()
-
-    def _readers(self) -> list[asyncio.Task[None]]:
-        every = pages(shop.services())
-        started = []
-        for number in range(self._options.readers):
-            tenant = list(self._board.keys)[number % len(self._board.keys)]
-            reading = self._reader(tenant).run(every, self._rng(), rate=READS_PER_SECOND)
-            started.append(asyncio.create_task(reading))
-        for tenant in self._board.keys:
-            reading = self._reader(tenant).run(every, self._rng(), rate=_UNCACHED_PER_SECOND, prefix=UNCACHED)
-            started.append(asyncio.create_task(reading))
-        return started
-
-    async def _ingest(self, tenant: str, services: Services, thread: ThreadPoolExecutor, *, first: float) -> None:
-        """After `first` seconds send a round of spans about once a second, and look for the canary each time."""
-        loop = asyncio.get_running_loop()
-        wanted = canary_pages()
-        canary = Canary([self._reader(tenant) for _ in wanted], wanted)
-        looking: asyncio.Task[None] | None = None
-        due = loop.time() + first
-        try:
-            while True:
-                await asyncio.sleep(due - loop.time())
-                trace_id = await loop.run_in_executor(thread, services.round, time.time_ns())
-                if looking is None or looking.done():
-                    looking = asyncio.create_task(canary.look(trace_id))
-                due = max(due + ROUND_SECONDS, loop.time())
-        finally:
-            if looking is not None:
-                looking.cancel()
-            canary.close()
+        await crowd.run(self._options.readers, self._show(), self._options.duration, self._interrupted)
 
     async def _show(self) -> None:
         if not self._live:
@@ -276,15 +177,6 @@ class _Demo:
             return 1 if board.judgement.wrong else 0
         return 0 if all(verdict.kept for verdict in found) else 1
 
-    def _reader(self, tenant: str) -> Reader:
-        board = self._board
-        host, _, port = board.address.partition(":")
-        connection = Connection(host, int(port), {"X-API-Key": board.keys[tenant]})
-        return Reader(connection, tenant, board.acknowledgements, board.judgement, board.figures)
-
-    def _rng(self) -> random.Random:
-        return random.Random(self._random.random())  # noqa: S311 - as above
-
     def _heard(self, event: Event) -> None:
         match event:
             case Invalidated(trigger=Trigger.INGEST):
@@ -300,48 +192,6 @@ class _Demo:
             return self._console.status(what)
         self._console.print(f"{what} ...", highlight=False)
         return contextlib.nullcontext()
-
-
-def canary_pages() -> list[Page]:
-    """Return the pages in which the canary is looked for: the overviews that readers want most, and its own."""
-    every = sorted(pages((CANARY,)), key=lambda page: -page.weight)
-    return [
-        *[page for page in every if page.subject is None][:2],
-        *[page for page in every if page.subject == f"service:{CANARY}"],
-    ]
-
-
-@contextlib.asynccontextmanager
-async def _serving(config: uvicorn.Config, listener: socket.socket) -> AsyncIterator[None]:
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve([listener]))
-    ready = asyncio.create_task(server.ready.wait())
-    await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
-    ready.cancel()
-    try:
-        if not serving.done():
-            yield
-    finally:
-        server.should_exit = True
-        await serving
-
-
-def _listen(port: int | None) -> socket.socket:
-    for candidate in (PORT, 0) if port is None else (port,):
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, candidate))
-            listener.listen()
-        except OSError as error:
-            listener.close()
-            if candidate in (port, 0):
-                raise PortTaken(
-                    f"cannot listen on {HOST}:{candidate}: {error.strerror}; choose another --port"
-                ) from error
-        else:
-            return listener
-    raise AssertionError
 
 
 def _start_store(options: Options) -> tuple[EmbeddedValkey | None, str]:

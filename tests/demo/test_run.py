@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from nexcache import IngestRule
 from nexcache.cli import app
-from nexcache.demo.run import Options, PortTaken, run
+from nexcache.demo.run import Options, run
+from nexcache.demo.serving import PortTaken
 
 LITTLE = 0.01
 NOTHING = (IngestRule(match={"service.name": "nobody"}, tags=["nothing"]),)
