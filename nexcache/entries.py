@@ -7,7 +7,7 @@ it then serves what this process itself has filled, for a short time, under gene
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
@@ -30,12 +30,25 @@ Raw: TypeAlias = tuple[Hashable, ...]
 _MOST_ALIASES = 8
 _LONGEST_HERE = 30.0
 """Seconds after which an entry that the store holds too is read from it again."""
+_CHECKED_FOR = 0.05
+"""Seconds for which an entry in use needs no second look as long as no generation changes."""
+
+
+class Currency(Protocol):
+    """Tells whether generations are still those of now."""
+
+    @property
+    def changes(self) -> int:
+        """Rises with every change after which generations that were current may no longer be."""
+
+    def good_until(self, generations: Iterable[tuple[bytes, bytes]]) -> float | None:
+        """Return until when (on the entries' clock) they may be relied on; 0 if one changed, None if not known."""
 
 
 class Live:
     """An entry in this process's memory, ready to be sent."""
 
-    __slots__ = ("aliases", "counts", "entry", "expires_at", "name", "prepared")
+    __slots__ = ("aliases", "changes", "counts", "entry", "expires_at", "good_until", "name", "prepared")
 
     def __init__(self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts) -> None:
         self.name = name
@@ -44,6 +57,9 @@ class Live:
         self.expires_at = expires_at
         self.counts = counts
         self.aliases: list[Raw] = []
+        self.changes = -1
+        """What `Currency.changes` was when the generations were looked at."""
+        self.good_until = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +87,14 @@ class Memory:
     def __init__(
         self,
         *,
-        current: Callable[[Iterable[tuple[bytes, bytes]]], bool | None],
+        generations: Currency,
         max_bytes: int,
         max_entries: int,
         tier: Tier,
         emitter: Emitter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._current = current
+        self._generations = generations
         self._emitter = emitter
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
@@ -100,7 +116,11 @@ class Memory:
     def peek(self, raw: Raw) -> Live | None:
         """Return the entry that answers this raw request, if it may be used now."""
         live = self._aliases.get(raw)
-        return live if live is not None and self._is_usable(live) else None
+        if live is None:
+            return None
+        if live.changes == self._generations.changes and self._clock() < live.good_until:
+            return live
+        return live if self._is_usable(live) else None
 
     def lookup(self, key: CacheKey) -> Found | None:
         """Look an entry up by its key."""
@@ -128,13 +148,17 @@ class Memory:
         self._aliases.clear()
 
     def _is_usable(self, live: Live) -> bool:
-        if live.expires_at > self._clock():
-            current = self._current(live.entry.generations)
-            if current:
+        now = self._clock()
+        if live.expires_at > now:
+            generations = self._generations
+            good_until = generations.good_until(live.entry.generations)
+            if good_until is None:  # it may still be right: the store will tell
+                return False
+            if good_until > now:
+                live.changes = generations.changes
+                live.good_until = min(good_until, live.expires_at, now + _CHECKED_FOR)
                 self._entries.touch(live.name)
                 return True
-            if current is None:  # it may still be right: the store will tell
-                return False
         self._forget(self._entries.pop(live.name))
         return False
 

@@ -105,6 +105,18 @@ class HeaderRules:
         """Return the request fields by which a response may vary, because they are part of the key."""
         return (KEYED - {b"forwarded"}) | self._authenticating | {name.encode() for name in policy.vary}
 
+    def watched(self, policy: Policy) -> frozenset[bytes]:
+        """Return the fields that `read` looks at, for requests of one policy; all others make no difference to it."""
+        trusted = self._principal or policy.share_authenticated
+        return frozenset(
+            name
+            for name, role in self._roles.items()
+            if not (
+                (role == "credential" and (trusted or name not in self._credentials))
+                or (role == "vary" and (trusted or name not in self._credentials) and not _is_among(name, policy.vary))
+            )
+        )
+
     def read(self, method: str, headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Keyed | Bypass:
         """Return what is keyed, or why the cache must not be asked."""
         trusted = self._principal or policy.share_authenticated

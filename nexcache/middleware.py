@@ -6,10 +6,10 @@ A hit runs from the top of `__call__` to its first `return` in `_answer`; everyt
 import asyncio
 import inspect
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import nullcontext
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from nexcache.collapse import Flights
@@ -28,9 +28,8 @@ from nexcache.semantics.reuse import (
     REVALIDATE,
     Prepared,
     answer,
-    current_age,
     prepare,
-    time_to_live,
+    varying,
 )
 from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
@@ -43,9 +42,15 @@ _BODY_KEYED: Final = 64 * 1024
 """Bytes of a request's body that may be part of a key."""
 
 _WITH_BODY: Final = ("POST", "QUERY")
+_WITHOUT_BODY: Final = ("GET", "HEAD")
+
+_UNASKED: Final = object()
 
 _FOLLOWS: Final = 2
 """Fills that a request follows while they fail: the first, and its one successor."""
+
+
+Resolved: TypeAlias = str | Awaitable[str | None] | None
 
 
 class ResponseCache(Protocol):
@@ -182,6 +187,7 @@ class CacheMiddleware:
         self._max_body = [size_in_bytes(policy.max_body) for policy in self._policies.all]
         self._keyed = [self._headers.covered(policy) for policy in self._policies.all]
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
+        self._watched = [self._headers.watched(policy) for policy in self._policies.all]
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
         self._started = False
@@ -202,12 +208,28 @@ class CacheMiddleware:
             return
         if not self._started:
             await self._start()
-        request = _Request(matched, scope, receive, send)
+        started = time.perf_counter()
+        if matched.parameters:
+            scope["nexcache.parameters"] = matched.parameters
         tracing = cache.emitter.tracing
-        if tracing is not None:
-            request.span = tracing.get(request.operation)
+        span = tracing.get(matched.policy.op) if tracing is not None else None
+        tenant = self._found("tenant", self._tenant, scope)
+        principal: Resolved | object = _UNASKED
+        if tenant.__class__ is str and span is None and not cache.emitter.hears(Answered):
+            if self._principal is not None:
+                shared = self._principal is self._tenant
+                principal = tenant if shared else self._found("principal", self._principal, scope)
+            else:
+                principal = None
+            hit = self._in_memory(matched, scope, tenant, principal, started)
+            if hit is not None:
+                await send(hit[0])
+                await send(hit[1])
+                return
+        request = _Request(matched, scope, receive, send)
+        request.started, request.span = started, span
         try:
-            await self._answer(request)
+            await self._answer(request, tenant, principal)
         except BaseException:
             self._end(request, Result.ERROR)
             raise
@@ -215,10 +237,39 @@ class CacheMiddleware:
     def _match(self, scope: Scope) -> Matched | None:
         return self._policies.match(_route_path(scope))
 
-    async def _answer(self, request: _Request) -> None:
+    def _in_memory(
+        self, matched: Matched, scope: Scope, tenant: Resolved, principal: Resolved | object, started: float
+    ) -> tuple[Message, Message] | None:
+        """Answer what this process holds, without waiting: the path that all is arranged for.
+
+        All that decides about a request is part of what it is found by: who finds an entry has been the long way
+        before, and was not sent past the cache.
+        """
+        cache, method, policy = self._cache, scope["method"], matched.policy
+        first = cache.entries.first
+        if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op):
+            return None
+        watched = self._watched[matched.index]
+        fields, if_none_match = tuple([pair for pair in scope["headers"] if pair[0] in watched]), None
+        if len(fields) > 1:  # more than the host
+            keyed = self._headers.read(method, fields, policy)
+            if isinstance(keyed, Bypass):
+                return None
+            fields, if_none_match = keyed.fields, keyed.if_none_match
+        live = first.peek(self._raw(matched.index, scope, tenant, principal, fields))
+        if live is None:
+            return None
+        prepared, counts = live.prepared, live.counts
+        prepared.bring_up(time.time(), Tier.MEMORY)
+        messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
+        counts.memory_hits += 1
+        counts.hit_latency.add(time.perf_counter() - started)
+        return messages
+
+    async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
         """Follow one request of a path with a policy: bypass, hit, or miss."""
         policy, cache, scope = request.policy, self._cache, request.scope
-        reason = await self._identify(request)
+        reason = await self._identify(request, tenant, principal)
         if reason is not None:
             await self._bypass(request, reason)
             return
@@ -229,7 +280,9 @@ class CacheMiddleware:
         if cache.is_disabled(policy.op):
             await self._bypass(request, Bypass.DISABLED)
             return
-        keyed = self._headers.read(method, scope["headers"], policy)
+        watched = self._watched[request.index]
+        fields = [pair for pair in scope["headers"] if pair[0] in watched]
+        keyed = self._headers.read(method, fields, policy)
         if isinstance(keyed, Bypass):
             await self._bypass(request, keyed)
             return
@@ -239,19 +292,9 @@ class CacheMiddleware:
             if request.body is None:
                 await self._bypass(request, Bypass.BODY)
                 return
-        raw = (
-            request.tenant,
-            request.principal,
-            self._marks[request.index],  # another middleware of the same cache has other policies
-            "GET" if method == "HEAD" else method,
-            scope["path"],
-            scope.get("raw_path"),
-            scope["query_string"],
-            scope.get("root_path"),
-            scope.get("scheme"),
-            keyed.fields,
-            _digest(request.body) if request.body else None,
-        )
+        raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
+        if request.body:
+            raw = (*raw, _digest(request.body))
         first = cache.entries.first
         if first is not None and REFRESH not in scope:
             live = first.peek(raw)
@@ -353,34 +396,52 @@ class CacheMiddleware:
 
     # --- whose request, and which --------------------------------------------------------------------------
 
-    async def _identify(self, request: _Request) -> Bypass | None:
-        """Resolve tenant and principal; whatever goes wrong is a bypass, never somebody else's data."""
-        scope = request.scope
-        if request.matched.parameters:
-            scope["nexcache.parameters"] = request.matched.parameters
-        tenant = await self._resolve("tenant", self._tenant, scope)
-        if tenant is None or not is_valid_id(tenant):
-            return Bypass.NO_TENANT
-        request.tenant = tenant
+    async def _identify(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> Bypass | None:
+        """Take tenant and principal; whatever goes wrong is a bypass, never somebody else's data."""
+        whose = await self._awaited("tenant", tenant)
+        acting: str | None = None
         if self._principal is self._tenant:
-            request.principal = tenant
-        elif self._principal is not None:
-            request.principal = await self._resolve("principal", self._principal, scope)
-            if request.principal is None:
-                return Bypass.NO_PRINCIPAL
-        return None
+            acting = whose
+        elif self._principal is not None and whose is not None:
+            if principal is _UNASKED:
+                principal = self._found("principal", self._principal, request.scope)
+            acting = await self._awaited("principal", principal)
+        if whose is None or not is_valid_id(whose):
+            return Bypass.NO_TENANT
+        request.tenant, request.principal = whose, acting
+        return Bypass.NO_PRINCIPAL if self._principal is not None and acting is None else None
 
-    async def _resolve(self, hook: str, resolver: Resolver, scope: Scope) -> str | None:
+    def _found(self, hook: str, resolver: Resolver, scope: Scope) -> Resolved:
         try:
-            found = resolver(scope)
-            if found.__class__ is str:
-                return found
-            if inspect.isawaitable(found):
-                found = await found
+            return resolver(scope)
         except Exception as error:  # noqa: BLE001 - a resolver that fails must not name anybody
             self._cache.emitter.emit(HookFailed(hook, type(error).__name__))
             return None
+
+    async def _awaited(self, hook: str, found: object) -> str | None:
+        try:
+            if inspect.isawaitable(found):
+                found = await found
+        except Exception as error:  # noqa: BLE001 - as above
+            self._cache.emitter.emit(HookFailed(hook, type(error).__name__))
+            return None
         return found if isinstance(found, str) else None
+
+    def _raw(self, index: int, scope: Scope, tenant: object, principal: object, fields: Headers) -> Raw:
+        """Return the request as it came, as far as it decides about the answer."""
+        method = scope["method"]
+        return (
+            self._marks[index],  # another middleware of the same cache has other policies
+            tenant,
+            principal,
+            "GET" if method == "HEAD" else method,
+            scope["path"],
+            scope.get("raw_path"),
+            scope["query_string"],
+            scope.get("root_path"),
+            scope.get("scheme"),
+            fields,
+        )
 
     async def _lookup(self, key: CacheKey, counts: OperationCounts, deadline: float) -> Found | Missing:
         cache = self._cache
@@ -423,15 +484,9 @@ class CacheMiddleware:
 
     async def _hit(self, request: _Request, prepared: Prepared, tier: Tier, name: bytes) -> None:
         """Send a stored response: the path that all is arranged for, without a task, a timer or a copy of the body."""
-        now = time.time()
-        age = current_age(prepared.response, now)
-        ttl = time_to_live(prepared.response, now)
+        prepared.bring_up(time.time(), tier)
         start, body = answer(
-            prepared,
-            method=request.method,
-            if_none_match=request.if_none_match,
-            age=age,
-            status=cache_status.hit(ttl, tier),
+            prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
         )
         counts = request.counts
         if tier is Tier.MEMORY:
@@ -452,8 +507,8 @@ class CacheMiddleware:
                     Result.HIT,
                     tier,
                     key_hash=name.rpartition(b":")[2].decode(),
-                    age=age,
-                    ttl=ttl,
+                    age=prepared.age,
+                    ttl=prepared.ttl,
                     size=len(prepared.response.body),
                     duration=duration,
                 ),
@@ -493,8 +548,7 @@ class CacheMiddleware:
             prepare(response),
             method=request.method,
             if_none_match=request.if_none_match,
-            age=response.initial_age,
-            status=cache_status.forwarded("uri-miss", collapsed=True),
+            varying=varying(response.initial_age, cache_status.forwarded("uri-miss", collapsed=True)),
         )
         await request.send(start)
         await request.send(body)

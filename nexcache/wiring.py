@@ -58,7 +58,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
     local = MemoryStore(max_bytes=max(settings.l1_max_bytes // 4, 1024 * 1024))
     local_generations = Generations(local, keys)
     memory = Memory(
-        current=local.current,
+        generations=local,
         max_bytes=settings.l1_max_bytes,
         max_entries=settings.l1_max_entries,
         tier=Tier.MEMORY if store is None else Tier.FALLBACK,
@@ -77,11 +77,12 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         shared = Shared(store=store, generations=shared_generations, codec=codec, emitter=emitter, observe=observe)
         if coherence is not None:
             l1 = Memory(
-                current=coherence.view.current,
+                generations=coherence.view,
                 max_bytes=settings.l1_max_bytes,
                 max_entries=settings.l1_max_entries,
                 tier=Tier.MEMORY,
                 emitter=emitter,
+                clock=coherence.view.clock,
             )
     held = l1 if l1 is not None else memory
     entries = Entries(

@@ -284,7 +284,8 @@ def memory(**bounds: int) -> tuple[Memory, MemoryStore, FakeClock, list[Event]]:
     emitter.subscribe(left.append, Evicted)
     tokens = MemoryStore(clock=clock)
     bounds = {"max_bytes": 1_000_000, "max_entries": 1_000, **bounds}
-    return Memory(current=tokens.current, tier=Tier.MEMORY, emitter=emitter, clock=clock, **bounds), tokens, clock, left
+    entries = Memory(generations=tokens, tier=Tier.MEMORY, emitter=emitter, clock=clock, **bounds)
+    return entries, tokens, clock, left
 
 
 def kept(entries: Memory, tokens: MemoryStore, name: str = "x", body: bytes = b"1") -> CacheKey:

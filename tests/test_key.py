@@ -489,3 +489,31 @@ def test_every_covered_field_of_a_request_reaches_the_key(headers: list[tuple[by
     if isinstance(found, Keyed):
         covered = both.covered(policy)
         assert [pair for pair in found.fields if pair[0] in covered] == [pair for pair in headers if pair[0] in covered]
+
+
+FIELDS = st.sampled_from(
+    [
+        *(name for name in sorted(KEYED | BYPASSING)),
+        *(b"cookie", b"authorization", b"x-api-key", b"x_api_key", b"accept-language", b"accept_language", b"accept"),
+        *(b"if-none-match", b"if-modified-since", b"range", b"content-length", b"content-type", b"cache-control"),
+        *(b"user-agent", b"traceparent", b"transfer-encoding", b"if-match", b"x-region"),
+    ]
+)
+
+
+@given(
+    st.lists(st.tuples(FIELDS, st.sampled_from([b"0", b"1", b"no-store", b"for=1;host=a", b'"t"'])), max_size=6),
+    st.sampled_from(["GET", "HEAD", "POST"]),
+    st.booleans(),
+    st.sampled_from([(), ("accept-language",), ("cookie", "x-region"), ("content-type", "forwarded")]),
+    st.booleans(),
+)
+def test_what_is_not_watched_makes_no_difference(
+    headers: list[tuple[bytes, bytes]], method: str, principal: bool, vary: tuple[str, ...], shares: bool
+) -> None:
+    """A hit is found by the watched fields alone."""
+    policy = Policy("/d", op="dashboard", vary=vary, share_authenticated=shares, methods=("GET", "POST"))
+    reading = rules(policy, principal=principal)
+    watched = reading.watched(policy)
+    alone = [pair for pair in headers if pair[0] in watched]
+    assert reading.read(method, headers, policy) == reading.read(method, alone, policy)

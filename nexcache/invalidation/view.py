@@ -42,6 +42,8 @@ class View:
     def __init__(self, *, lease: float, clock: Callable[[], float] = boottime, most: int = 200_000) -> None:
         self.lease = lease
         self.clock = clock
+        self.changes = 0
+        """Rises with every change after which generations that were current may no longer be."""
         self._trusted: dict[bytes, Trusted] = {}
         self._barriers: dict[bytes, float] = {}
         self._most = most
@@ -54,19 +56,23 @@ class View:
         """How many generations are held, trusted or not."""
         return len(self._trusted)
 
-    def current(self, generations: Iterable[tuple[bytes, bytes]]) -> bool | None:
-        """Whether all of these generations are trusted and equal; None where trust has merely run out."""
+    def good_until(self, generations: Iterable[tuple[bytes, bytes]]) -> float | None:
+        """Return the instant until which all of these generations may be relied on, as long as `changes` stays.
+
+        0 if one of them has changed; None where trust has merely run out. At most a quarter of a lease from now, so
+        that what is in use is noted as used before each renewal.
+        """
         now, trusted, use = self.clock(), self._trusted, self._used.add
+        until = now + self.lease / 4
         for key, token in generations:
             known = trusted.get(key)
             if known is None:
                 return None
             if known.token != token:
-                return False
-            if known.until <= now:
-                return None
+                return 0.0
+            until = min(until, known.until)
             use(key)
-        return True
+        return until if until > now else None
 
     def token(self, key: bytes) -> bytes | None:
         """Return the generation of a key if it may be trusted now."""
@@ -95,6 +101,8 @@ class View:
             known = self._trusted.get(key)
             if known is not None and known.until > until:
                 continue  # a later read has been here before this reply
+            if known is not None and known.token != token:
+                self.changes += 1
             if token is None:
                 self._trusted.pop(key, None)
             else:
@@ -103,12 +111,14 @@ class View:
     def invalidated(self, keys: Iterable[bytes]) -> None:
         """Raise a barrier: these generations changed, at this instant or before."""
         now = self.clock()
+        self.changes += 1
         for key in keys:
             self._trusted.pop(key, None)
             self._barriers[key] = now
 
     def distrust(self) -> None:
         """Trust nothing any more: something happened that no barrier describes."""
+        self.changes += 1
         self._trusted.clear()
         self._barrier_for_all = self.clock()
 

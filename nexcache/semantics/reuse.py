@@ -1,6 +1,5 @@
 """Answering a request with a stored response (RFC 9111 §4, §5.1): as messages, or as a 304 (§4.3.2)."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from nexcache.asgi import Headers, Message
@@ -16,13 +15,38 @@ NOT_MODIFIED: Final = 304
 _CONDITIONAL: Final = frozenset(("GET", "HEAD", "QUERY"))
 
 
-@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A stored response with all header fields that do not change from answer to answer."""
+    """A stored response with its header fields as they are sent; those that change with time, as of the last answer."""
 
-    response: StoredResponse
-    headers: Headers
-    not_modified: Headers
+    __slots__ = ("_detail", "_since", "_until", "age", "headers", "not_modified", "response", "ttl", "varying")
+
+    def __init__(self, response: StoredResponse, headers: Headers) -> None:
+        self.response = response
+        self.headers = headers
+        self.not_modified = not_modified_headers(headers)
+        self.age = 0
+        """Whole seconds, as of the last `bring_up`."""
+        self.ttl = 0.0
+        self.varying: Headers = ()
+        """`Age` and `Cache-Status`."""
+        self._since = self._until = 0.0
+        self._detail = ""
+
+    def bring_up(self, now: float, detail: str) -> None:
+        """Make `age`, `ttl` and `varying` those of this instant: built again only when the age has changed."""
+        if self._since <= now < self._until and detail == self._detail:
+            return
+        response = self.response
+        self.age = current_age(response, now)
+        self.ttl = time_to_live(response, now)
+        self.varying = varying(self.age, cache_status.hit(self.ttl, detail))
+        self._since, self._detail = now, detail
+        self._until = response.stored_at + (self.age - response.initial_age) + 1
+
+
+def varying(age: int, status: bytes) -> Headers:
+    """Return the fields that change from answer to answer; `status` is the value of `Cache-Status`."""
+    return (b"age", b"%d" % age), (cache_status.NAME, status)
 
 
 def prepare(response: StoredResponse) -> Prepared:
@@ -30,7 +54,7 @@ def prepare(response: StoredResponse) -> Prepared:
     headers = response.headers
     if first(headers, b"cache-control") is None:
         headers = (*headers, REVALIDATE)
-    return Prepared(response, headers, not_modified_headers(headers))
+    return Prepared(response, headers)
 
 
 def current_age(response: StoredResponse, now: float) -> int:
@@ -44,22 +68,24 @@ def time_to_live(response: StoredResponse, now: float) -> float:
 
 
 def answer(
-    prepared: Prepared, *, method: str, if_none_match: bytes | None, age: int, status: bytes
+    prepared: Prepared, *, method: str, if_none_match: bytes | None, varying: Headers
 ) -> tuple[Message, Message]:
-    """Build the messages that answer a request; `status` is the value of `Cache-Status`.
+    """Build the messages that answer a request, with the fields of `varying` at the end.
 
     Each call makes its own list of headers, because outer middlewares change it in place.
     """
     response = prepared.response
-    conditional = method in _CONDITIONAL and 200 <= response.status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
-    if conditional and if_none_match is not None and none_match(if_none_match, response.etag):
-        headers = [*prepared.not_modified, (b"age", b"%d" % age), (cache_status.NAME, status)]
+    if (
+        if_none_match is not None
+        and method in _CONDITIONAL
+        and 200 <= response.status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
+        and none_match(if_none_match, response.etag)
+    ):
         return (
-            {"type": "http.response.start", "status": NOT_MODIFIED, "headers": headers},
+            {"type": "http.response.start", "status": NOT_MODIFIED, "headers": [*prepared.not_modified, *varying]},
             {"type": "http.response.body", "body": b"", "more_body": False},
         )
-    headers = [*prepared.headers, (b"age", b"%d" % age), (cache_status.NAME, status)]
     return (
-        {"type": "http.response.start", "status": response.status, "headers": headers},
+        {"type": "http.response.start", "status": response.status, "headers": [*prepared.headers, *varying]},
         {"type": "http.response.body", "body": b"" if method == "HEAD" else response.body, "more_body": False},
     )

@@ -158,6 +158,8 @@ class MemoryStore:
         self._complete: set[bytes] = set()
         self._max_registries = max_registries
         self._commands = 0
+        self.changes = 0
+        """Rises with every change after which generations that were current may no longer be."""
         self.peek = self._values.peek
 
     async def read(
@@ -205,6 +207,10 @@ class MemoryStore:
                 return False
         return True
 
+    def good_until(self, generations: Iterable[tuple[bytes, bytes]]) -> float:
+        """Return the instant until which these generations may be relied on, as long as `changes` stays; 0 if none."""
+        return float("inf") if self.current(generations) else 0.0
+
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value for `ttl_ms` milliseconds, unless it alone is over the bound."""
         del deadline
@@ -221,6 +227,7 @@ class MemoryStore:
     def unlink_now(self, keys: Sequence[bytes]) -> int:
         """Do what `unlink` does, for callers in this process that need not wait."""
         self._commands += 1
+        self.changes += 1
         return sum(self._values.pop(key) is not None for key in keys)
 
     async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:

@@ -39,6 +39,14 @@ class Source:
     wait: Callable[[], Any] = field(default=lambda: asyncio.sleep(0))
 
 
+def _advance(monkeypatch: pytest.MonkeyPatch, node: "Node", seconds: float) -> None:
+    """Move the clock that a node's trust is measured by."""
+    view, memory = node.coherence.view, node.cache.entries.memory
+    real = view.clock
+    monkeypatch.setattr(view, "clock", lambda: real() + seconds)
+    monkeypatch.setattr(memory, "_clock", view.clock)
+
+
 class Node:
     """An app of its own with a memory of its own."""
 
@@ -178,8 +186,7 @@ async def test_without_messages_a_node_lags_behind_by_its_lease_at_most(
     await a.cache.invalidate("acme", "page")
     assert (await b.get())[0] == source.version - 1, "the fault was not seen to happen"
 
-    real = view.clock
-    monkeypatch.setattr(view, "clock", lambda: real() + view.lease)
+    _advance(monkeypatch, b, view.lease)
 
     assert (await b.get())[0] == source.version
 
@@ -191,9 +198,7 @@ async def test_who_was_suspended_asks_the_server_first(
     a = node(source)
     await a.until_in_memory()
     await a.coherence.aclose()
-    view = a.coherence.view
-    real = view.clock
-    monkeypatch.setattr(view, "clock", lambda: real() + 3600)
+    _advance(monkeypatch, a, 3600)
 
     _, status = await a.get()
 

@@ -1,5 +1,7 @@
 """What a node may trust: one lease from the sending of a read, never across a barrier, never unregistered."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,6 +145,41 @@ def test_what_was_used_is_named_once_for_renewal(view: View, clock: Clock) -> No
 
     assert view.used() == (b"used",)
     assert view.used() == ()
+
+
+def test_several_generations_may_be_relied_on_as_long_as_each(view: View, clock: Clock) -> None:
+    view.observe([b"a"], [b"1"], sent_at=clock.now)
+    clock.now += 0.2
+    view.observe([b"b"], [b"2"], sent_at=clock.now)
+
+    assert view.good_until([(b"b", b"2")]) == clock.now + LEASE / 4
+    assert view.good_until([(b"a", b"1"), (b"b", b"2")]) == pytest.approx(clock.now + 0.05)
+    assert view.good_until([(b"a", b"1"), (b"b", b"other")]) == 0
+    assert view.good_until([(b"a", b"1"), (b"unknown", b"3")]) is None
+    clock.now += 0.05
+    assert view.good_until([(b"a", b"1"), (b"b", b"2")]) is None
+    assert set(view.used()) == {b"a", b"b"}
+
+
+def test_each_change_is_counted_and_a_renewal_is_none(view: View, clock: Clock) -> None:
+    """Who looked at generations need not look again before the count rises."""
+    view.observe([b"k"], [b"1"], sent_at=clock.now)
+    seen = [view.changes]
+    clock.now += 0.01
+    view.observe([b"k"], [b"1"], sent_at=clock.now)
+    assert view.changes == seen[0]
+    changes: list[Callable[[], None]] = [
+        lambda: view.observe([b"k"], [b"2"], sent_at=clock.now),
+        lambda: view.observe([b"k"], [None], sent_at=clock.now),
+        lambda: view.invalidated([b"k"]),
+        view.distrust,
+    ]
+    for change in changes:
+        change()
+        seen.append(view.changes)
+        clock.now += 0.01
+        view.observe([b"k"], [b"3"], sent_at=clock.now)
+    assert sorted(set(seen)) == seen
 
 
 def test_it_does_not_grow_without_bound(clock: Clock) -> None:

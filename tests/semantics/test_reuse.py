@@ -4,7 +4,7 @@ import pytest
 
 from nexcache.asgi import Headers
 from nexcache.message import StoredResponse
-from nexcache.semantics.reuse import REVALIDATE, answer, current_age, prepare, time_to_live
+from nexcache.semantics.reuse import REVALIDATE, answer, current_age, prepare, time_to_live, varying
 
 HEADERS: Headers = (
     (b"content-type", b"application/json"),
@@ -23,7 +23,7 @@ def stored(
 
 
 def answered(response: StoredResponse, method: str = "GET", if_none_match: bytes | None = None) -> tuple[Any, Any]:
-    return answer(prepare(response), method=method, if_none_match=if_none_match, age=5, status=b"NexCache; hit")
+    return answer(prepare(response), method=method, if_none_match=if_none_match, varying=varying(5, b"NexCache; hit"))
 
 
 def test_a_stored_response_is_sent_as_it_was_with_its_age_and_what_the_cache_did() -> None:
@@ -84,9 +84,9 @@ def test_every_success_can_be_a_304(status: int) -> None:
 @pytest.mark.parametrize("field", [None, b"*"])
 def test_every_answer_has_a_list_of_its_own(field: bytes | None) -> None:
     prepared = prepare(stored())
-    first, _ = answer(prepared, method="GET", if_none_match=field, age=0, status=b"x")
+    first, _ = answer(prepared, method="GET", if_none_match=field, varying=varying(0, b"x"))
     first["headers"].append((b"x-outer", b"1"))
-    second, _ = answer(prepared, method="GET", if_none_match=field, age=0, status=b"x")
+    second, _ = answer(prepared, method="GET", if_none_match=field, varying=varying(0, b"x"))
     assert (b"x-outer", b"1") not in second["headers"]
 
 
@@ -107,3 +107,30 @@ def test_age_and_lifetime_count_from_when_it_was_computed(now: float, initial: i
     response = stored(initial_age=initial)
     assert current_age(response, now) == age
     assert time_to_live(response, now) == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("later", "again"),
+    [
+        pytest.param(0.4, False, id="within the second"),
+        pytest.param(0.5, True, id="a second older"),
+        pytest.param(-0.1, True, id="a clock that was set back"),
+    ],
+)
+def test_the_fields_of_a_hit_are_built_again_only_when_they_change(later: float, again: bool) -> None:
+    prepared = prepare(stored(initial_age=3))
+    prepared.bring_up(1010.5, "memory")
+    assert prepared.varying == ((b"age", b"13"), (b"cache-status", b"NexCache; hit; ttl=50; detail=memory"))
+    before = prepared.varying
+
+    prepared.bring_up(1010.5 + later, "memory")
+
+    assert (prepared.varying is not before) is again
+    assert prepared.varying[0] == (b"age", b"%d" % current_age(prepared.response, 1010.5 + later))
+
+
+def test_the_fields_of_a_hit_name_where_it_was_found() -> None:
+    prepared = prepare(stored())
+    prepared.bring_up(1000.0, "memory")
+    prepared.bring_up(1000.0, "redis")
+    assert prepared.varying[1] == (b"cache-status", b"NexCache; hit; ttl=60; detail=redis")
