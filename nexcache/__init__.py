@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nexcache.invalidation.apply import Invalidation
     from nexcache.middleware import CacheMiddleware
     from nexcache.policy import Policy, Query
+    from nexcache.rate_limit_middleware import RateLimitMiddleware
     from nexcache.settings import Settings
     from nexcache.telemetry.configure import configure_telemetry
 
@@ -38,6 +39,7 @@ _HOME = {
     "OtlpEndpoint": "nexcache.ingest.otlp_endpoint",
     "Policy": "nexcache.policy",
     "Query": "nexcache.policy",
+    "RateLimitMiddleware": "nexcache.rate_limit_middleware",
     "Settings": "nexcache.settings",
     "StoreRefused": "nexcache.errors",
     "StoreUnavailable": "nexcache.errors",
@@ -59,6 +61,7 @@ __all__ = [
     "OtlpEndpoint",
     "Policy",
     "Query",
+    "RateLimitMiddleware",
     "Settings",
     "StoreRefused",
     "StoreUnavailable",

@@ -15,6 +15,7 @@ from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
 from nexcache.ledger import Statistics
 from nexcache.policy import Policy, seconds
+from nexcache.rate_limit import Algorithm, Rate, RateLimit
 from nexcache.refresh import Recent, Target, Warmed, Warms
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
@@ -206,6 +207,44 @@ class NexCache:
         refreshed = sum(await asyncio.gather(*(refresh(target) for target in targets)))
         ms = (time.perf_counter() - started) * 1000
         return Warmed(operation, len(targets), refreshed, len(targets) - refreshed, round(ms, 3))
+
+    # --- rate limits ---------------------------------------------------------------------------------------
+
+    def rate_limit(
+        self,
+        rate: str | Rate,
+        *,
+        name: str = "default",
+        algorithm: Algorithm | str = Algorithm.GCRA,
+        when_away: Literal["local", "open", "closed"] = "local",
+        instances: int = 1,
+    ) -> RateLimit:
+        """Make a limit such as `"100/minute"`, counted in the store for all processes together.
+
+        Limits of one name, rate and algorithm share their counts. Raises ConfigurationError for what is no rate.
+        """
+        return RateLimit(
+            rate,
+            name=name,
+            algorithm=algorithm,
+            when_away=when_away,
+            instances=instances,
+            store=self._parts.scripted,
+            keys=self.keys,
+            local=self._parts.limits,
+            budget=self.store_budget,
+        )
+
+    async def check_rate_limit(
+        self, api: str, limit: int, window: float | str, *, tenant: str = "default"
+    ) -> tuple[bool, int]:
+        """Count one call of an API if fewer than `limit` were allowed in this window; returns (allowed, count).
+
+        `window` is seconds, or text such as `"1d"`, and begins with its first call.
+        """
+        rate = Rate(limit, seconds(window, "window"))
+        decision = await self.rate_limit(rate, name="api", algorithm=Algorithm.FIXED_WINDOW).check(api, tenant=tenant)
+        return decision.allowed, decision.count
 
     async def health(self) -> StoreHealth:
         """Ask the store how it is."""

@@ -246,6 +246,18 @@ class KeySpace:
         """Return the key of the set of a tenant's operations."""
         return self.prefix(tenant) + b"@ops"
 
+    def limits(self, tenant: str) -> bytes:
+        """Return what the keys of a tenant's rate limits begin with; no invalidation reaches them."""
+        encoded = segment(tenant)
+        return b"nexarch.limit:{" + encoded + b"}:" if self._cluster else b"nexarch.limit:" + encoded + b":"
+
+    def limit(self, tenant: str, name: str, subject: str) -> bytes:
+        """Return the key of a rate limit's count; who is limited is not to be read from it."""
+        hashed = blake2b(
+            subject.encode("utf-8", "surrogatepass"), digest_size=16, key=self._secret, person=b"nexcache-limit"
+        )
+        return self.limits(tenant) + segment(name) + b":" + hashed.hexdigest().encode()
+
     def key(self, tenant: str, operation: str, request: bytes, tags: Sequence[str] = ()) -> CacheKey:
         """Build the key of a canonical request."""
         digest = blake2b(request, digest_size=16, key=self._secret, person=b"nexcache-key").hexdigest()

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from hashlib import blake2b
 from typing import Final, Protocol, TypeAlias
 
-from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Found, Missing, Raw
 from nexcache.errors import ConfigurationError
@@ -235,7 +235,7 @@ class CacheMiddleware:
             raise
 
     def _match(self, scope: Scope) -> Matched | None:
-        return self._policies.match(_route_path(scope))
+        return self._policies.match(route_path(scope))
 
     def _in_memory(
         self, matched: Matched, scope: Scope, tenant: Resolved, principal: Resolved | object, started: float
@@ -739,15 +739,6 @@ def _unconditional(scope: Scope) -> Scope:
     if not any(name in conditions for name, _ in scope["headers"]):
         return scope
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in conditions]}
-
-
-def _route_path(scope: Scope) -> str:
-    """Return the path below `root_path`, which servers put before it or leave out."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :] or "/"
-    return path
 
 
 def _digest(body: bytes) -> tuple[int, bytes]:

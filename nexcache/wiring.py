@@ -11,6 +11,7 @@ from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
+from nexcache.rate_limit import LocalCounts, Scripted
 from nexcache.refresh import Recent
 from nexcache.settings import Settings, in_workers, parse_redis_url
 from nexcache.stores.base import Reading, Store
@@ -44,6 +45,8 @@ class Parts:
     started: Started
     ledger: Ledger
     recent: Recent
+    limits: LocalCounts
+    scripted: Scripted | None
     metrics: OTelMetrics
 
 
@@ -117,6 +120,8 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         started=_started(settings, store, signs=codec.signs),
         ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
         recent=Recent(),
+        limits=LocalCounts(),
+        scripted=store,
         metrics=metrics,
     )
 

@@ -19,9 +19,10 @@ LAYERS: Final = {
     "store protocol": "stores.base",
     "I/O": (
         "stores.memory stores.redis stores.lane stores.faults invalidation.apply invalidation.generations "
-        "invalidation.backplane invalidation.coherence invalidation.view entries fill collapse ledger refresh testing"
+        "invalidation.backplane invalidation.coherence invalidation.view entries fill collapse ledger refresh "
+        "rate_limit testing"
     ),
-    "entry points": "middleware fastapi ingest.hook ingest.otlp_endpoint admin.app admin.auth",
+    "entry points": "middleware rate_limit_middleware fastapi ingest.hook ingest.otlp_endpoint admin.app admin.auth",
     "listeners": "telemetry.otel telemetry.metrics telemetry.log telemetry.configure",
     "settings": "settings",
     "wiring": "wiring",

@@ -289,6 +289,14 @@ class RedisStore:
         commands: Sequence[Command] = (("SADD", registry, SENTINEL), ("PEXPIRE", registry, ttl_ms))
         await self._call("capture", commands, deadline=deadline)
 
+    async def evaluate(
+        self, script: bytes, keys: Sequence[bytes], arguments: Sequence[int | bytes], *, deadline: float | None = None
+    ) -> Any:
+        """Carry out a script with EVAL; never repeated after a doubtful failure, which would count twice."""
+        command = ("EVAL", script, len(keys), *keys, *arguments)
+        (reply,), _ = await self._call("script", (command,), deadline=deadline, repeatable=False)
+        return reply
+
     async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
         """Add with HINCRBY, set with HSETNX."""
         commands: list[Command] = [("HINCRBY", key, name, amount) for name, amount in amounts.items()]
