@@ -36,6 +36,11 @@ R = TypeVar("R")
 
 _CALL: Final = "nexcache.call"
 _EXCHANGE: Final = "nexcache_exchange"
+_GIVEN: Final = (
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("client", "server", "state", "user", "auth", "session"),
+)
+"""What of a scope servers and the middlewares around an application make, and routing does not."""
 
 
 def cached_route(
@@ -201,6 +206,10 @@ class _Route(CacheMiddleware):
             await super().__call__(scope, receive, send)
         elif self._application is not None:  # a request computed again (`refresh`) meets the dependencies too
             await self._application(scope, receive, send)
+
+    def _scope_again(self, scope: Scope) -> dict[str, Any]:
+        """Return the request as the application got it: its dependencies are solved again, not used again."""
+        return {**{name: scope[name] for name in _GIVEN if name in scope}, "headers": [*scope["headers"]]}
 
     def _match(self, scope: Scope) -> Matched:
         """Return the route's policy: FastAPI has matched the path."""

@@ -11,7 +11,7 @@ from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
-from nexcache.refresh import Recent
+from nexcache.refresh import Recent, Refreshes
 from nexcache.settings import Settings, in_workers, parse_redis_url
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
@@ -44,6 +44,7 @@ class Parts:
     started: Started
     ledger: Ledger
     recent: Recent
+    refreshes: Refreshes
     metrics: OTelMetrics
 
 
@@ -117,6 +118,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         started=_started(settings, store, signs=codec.signs),
         ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
         recent=Recent(),
+        refreshes=Refreshes(),
         metrics=metrics,
     )
 
