@@ -58,6 +58,10 @@ def cached_route(
     max_body: Size = "1MiB",
     share_authenticated: bool = False,
     version: str = "",
+    early_refresh: bool = True,
+    jitter: float = 0.1,
+    fill_soft_limit: Duration = "30s",
+    fill_hard_limit: Duration = "60s",
     credentials: Sequence[str] = ("authorization", "cookie", "x-api-key"),
 ) -> "_Decorate":
     """Answer a route from the cache once its dependencies have run; put it below `@app.get(…)`.
@@ -83,6 +87,10 @@ def cached_route(
         max_body=max_body,
         share_authenticated=share_authenticated,
         version=version,
+        early_refresh=early_refresh,
+        jitter=jitter,
+        fill_soft_limit=fill_soft_limit,
+        fill_hard_limit=fill_hard_limit,
     )
     return _Decorate(cache, policy, tenant=tenant, principal=principal, credentials=credentials)
 

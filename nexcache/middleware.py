@@ -5,6 +5,7 @@ A hit runs from the top of `__call__` to its first `return` in `_answer`; everyt
 
 import asyncio
 import inspect
+import random
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import nullcontext
@@ -19,9 +20,10 @@ from nexcache.fill import Complete, Failed, Fill, Unstorable
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
-from nexcache.policy import Matched, Policies, Policy, TagsInvalid, size_in_bytes, tags_of
-from nexcache.refresh import CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target, Warms
+from nexcache.policy import Matched, Policies, Policy, TagsInvalid, seconds, size_in_bytes, tags_of
+from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target, Warms
 from nexcache.semantics import cache_status
+from nexcache.semantics.early_refresh import jittered
 from nexcache.semantics.headers import first, spellings
 from nexcache.semantics.reuse import (
     NOT_MODIFIED,
@@ -191,6 +193,8 @@ class CacheMiddleware:
         self._max_body = [size_in_bytes(policy.max_body) for policy in self._policies.all]
         self._keyed = [self._headers.covered(policy) for policy in self._policies.all]
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
+        self._soft_limit = [seconds(policy.fill_soft_limit) for policy in self._policies.all]
+        self._hard_limit = [seconds(policy.fill_hard_limit) for policy in self._policies.all]
         self._watched = [self._headers.watched(policy) for policy in self._policies.all]
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
@@ -264,7 +268,10 @@ class CacheMiddleware:
         if live is None:
             return None
         prepared, counts = live.prepared, live.counts
-        prepared.bring_up(time.time(), Tier.MEMORY)
+        now = time.time()
+        if now >= prepared.refresh_at:  # the long way has it computed again
+            return None
+        prepared.bring_up(now, Tier.MEMORY)
         messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
         counts.memory_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
@@ -512,7 +519,8 @@ class CacheMiddleware:
 
     async def _hit(self, request: _Request, prepared: Prepared, tier: Tier, name: bytes) -> None:
         """Send a stored response: the path that all is arranged for, without a task, a timer or a copy of the body."""
-        prepared.bring_up(time.time(), tier)
+        now = time.time()
+        prepared.bring_up(now, tier)
         start, body = answer(
             prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
         )
@@ -543,6 +551,10 @@ class CacheMiddleware:
             )
         await request.send(start)
         await request.send(body)
+        if now >= prepared.refresh_at:
+            prepared.refresh_at = now + AGAIN  # one asks, the others need not
+            if request.policy.early_refresh and tier is not Tier.FALLBACK:
+                self._refresh_later(request, name, prepared.response)
 
     async def _bypass(self, request: _Request, reason: Bypass) -> None:
         """Send the request to the app as if there were no cache."""
@@ -612,7 +624,9 @@ class CacheMiddleware:
             scope=_unconditional(request.scope),
             receive=request.client,
             body=request.body,
-            ttl=self._ttl[index],
+            ttl=jittered(self._ttl[index], policy.jitter, random.random()),  # noqa: S311 - no secret
+            soft_limit=self._soft_limit[index],
+            hard_limit=self._hard_limit[index],
             max_body=max_body,
             decide=lambda status, headers, trailers: may_store(
                 status, headers, statuses=policy.statuses, keyed=keyed, max_body=max_body, trailers=trailers

@@ -27,7 +27,7 @@ _PER_TENANT: Final = 4
 """Refreshes of one tenant at a time: nobody waits for them, so they leave the app to those who do."""
 _AT_ONCE: Final = 64
 """Refreshes of all tenants at a time."""
-_AGAIN: Final = 5.0
+AGAIN: Final = 5.0
 """Seconds after which a key is refreshed again where the last attempt stored nothing."""
 
 
@@ -147,7 +147,7 @@ class Refreshes:
 
     async def _run(self, name: bytes, refresh: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         if not await refresh():
-            self._paused.put(name, None, size=8, lifetime=_AGAIN)
+            self._paused.put(name, None, size=8, lifetime=AGAIN)
 
     def _ended(self, task: "asyncio.Task[None]", tenant: str, name: bytes) -> None:
         if self._running.get(name) is task:
