@@ -16,7 +16,7 @@ from nexcache.key import KeySpace
 from nexcache.ledger import Statistics
 from nexcache.policy import Policy, seconds
 from nexcache.rate_limit import Algorithm, Rate, RateLimit
-from nexcache.refresh import Recent, Target, Warmed, Warms
+from nexcache.refresh import Recent, Refreshes, Target, Warmed, Warms
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
 from nexcache.telemetry.counts import Counts
@@ -85,6 +85,11 @@ class NexCache:
         """The requests that can be warmed."""
         return self._parts.recent
 
+    @property
+    def refreshes(self) -> Refreshes:
+        """The refreshes under way."""
+        return self._parts.refreshes
+
     def register(self, app: Warms) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""
         self._apps.add(app)
@@ -111,6 +116,7 @@ class NexCache:
 
     async def aclose(self) -> None:
         """Let computations finish, deliver what is queued, and close the sockets."""
+        await self._parts.refreshes.aclose()
         await self._parts.flights.aclose(_GRACE)
         await self._parts.invalidations.aclose()
         await self._parts.ledger.aclose()

@@ -4,9 +4,10 @@ Without a store the memory is the cache. With one, the memory is only the fallba
 it then serves what this process itself has filled, for a short time, under generations of its own.
 """
 
+import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from nexcache.errors import StoreError
@@ -16,6 +17,7 @@ from nexcache.invalidation.view import View
 from nexcache.key import CacheKey
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
+from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec, Undecodable
@@ -50,10 +52,12 @@ class Live:
 
     __slots__ = ("aliases", "changes", "counts", "entry", "expires_at", "good_until", "name", "prepared")
 
-    def __init__(self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts) -> None:
+    def __init__(
+        self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts, prepared: Prepared
+    ) -> None:
         self.name = name
         self.entry = entry
-        self.prepared = prepare(entry.response)
+        self.prepared = prepared
         self.expires_at = expires_at
         self.counts = counts
         self.aliases: list[Raw] = []
@@ -139,7 +143,7 @@ class Memory:
     def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts, *, lifetime: float) -> Live | None:
         """Keep an entry until its time is over or its room is needed; None if it is too large."""
         self._forget(self._entries.pop(key.name))
-        live = Live(key.name, entry, self._clock() + lifetime, counts)
+        live = Live(key.name, entry, self._clock() + lifetime, counts, ready(entry.response))
         return live if self._entries.put(key.name, live, size=entry.size, lifetime=lifetime) else None
 
     def clear(self) -> None:
@@ -328,7 +332,8 @@ class Entries:
             if self._local.memory.size[0]:
                 self.store_came_back()
             if isinstance(looked, Entry):
-                found = Found(prepare(looked.response), Tier.REDIS, self._keep_here(key, looked, counts))
+                live = self._keep_here(key, looked, counts)
+                found = Found(live.prepared if live is not None else ready(looked.response), Tier.REDIS, live)
             else:
                 found = looked
         except StoreError:
@@ -395,15 +400,12 @@ class Entries:
 
 
 def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
-    return StoredResponse(
-        response.status,
-        response.headers,
-        response.body,
-        response.etag,
-        response.stored_at,
-        min(response.ttl, ttl),
-        response.initial_age,
-    )
+    return replace(response, ttl=min(response.ttl, ttl))
+
+
+def ready(response: StoredResponse) -> Prepared:
+    """Prepare a stored response, and draw when it is to be computed again."""
+    return prepare(response, refresh_at=refresh_at(response, 1 - random.random()))  # noqa: S311 - no secret
 
 
 def _size(raw: Hashable) -> int:

@@ -36,6 +36,11 @@ R = TypeVar("R")
 
 _CALL: Final = "nexcache.call"
 _EXCHANGE: Final = "nexcache_exchange"
+_GIVEN: Final = (
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("client", "server", "state", "user", "auth", "session"),
+)
+"""What of a scope servers and the middlewares around an application make, and routing does not."""
 
 
 def cached_route(
@@ -53,6 +58,10 @@ def cached_route(
     max_body: Size = "1MiB",
     share_authenticated: bool = False,
     version: str = "",
+    early_refresh: bool = True,
+    jitter: float = 0.1,
+    fill_soft_limit: Duration = "30s",
+    fill_hard_limit: Duration = "60s",
     credentials: Sequence[str] = ("authorization", "cookie", "x-api-key"),
 ) -> "_Decorate":
     """Answer a route from the cache once its dependencies have run; put it below `@app.get(…)`.
@@ -78,6 +87,10 @@ def cached_route(
         max_body=max_body,
         share_authenticated=share_authenticated,
         version=version,
+        early_refresh=early_refresh,
+        jitter=jitter,
+        fill_soft_limit=fill_soft_limit,
+        fill_hard_limit=fill_hard_limit,
     )
     return _Decorate(cache, policy, tenant=tenant, principal=principal, credentials=credentials)
 
@@ -201,6 +214,10 @@ class _Route(CacheMiddleware):
             await super().__call__(scope, receive, send)
         elif self._application is not None:  # a request computed again (`refresh`) meets the dependencies too
             await self._application(scope, receive, send)
+
+    def _scope_again(self, scope: Scope) -> dict[str, Any]:
+        """Return the request as the application got it: its dependencies are solved again, not used again."""
+        return {**{name: scope[name] for name in _GIVEN if name in scope}, "headers": [*scope["headers"]]}
 
     def _match(self, scope: Scope) -> Matched:
         """Return the route's policy: FastAPI has matched the path."""

@@ -28,10 +28,6 @@ _IN_FLIGHT: Final = 16
 """Messages that may wait for the client once nothing is stored."""
 _MOST_PIECES: Final = 8192
 """Messages that a stored body may have come in: smaller pieces cost more memory than they hold."""
-_FOLLOWED: Final = 60.0
-"""Seconds for which others wait for an answer that does not end; then one of them calls the app itself."""
-_DETACHED: Final = 30.0
-"""Seconds that a computation may go on after its client has left."""
 _HARMLESS: Final = frozenset(("http.response.debug", "http.response.early_hint", "http.response.push"))
 
 
@@ -66,7 +62,8 @@ class Fill:
 
     `body` is the request's, None if it has none and nobody has looked. `decide` says whether the answer may be
     stored, once its header fields are known; `keep` stores it, and returns why it did not; `gave_up` is told, once,
-    that nothing will be stored. `around` is entered while the app runs.
+    that nothing will be stored. `around` is entered while the app runs. After `soft_limit` seconds others wait no
+    longer; after `hard_limit` a computation whose client has left is ended.
     """
 
     def __init__(
@@ -78,6 +75,8 @@ class Fill:
         body: bytes | None,
         ttl: float,
         max_body: int,
+        soft_limit: float,
+        hard_limit: float,
         decide: Decide,
         keep: Keep,
         gave_up: Callable[[Unstorable | Failed], None],
@@ -94,6 +93,8 @@ class Fill:
         self._gave_up = gave_up
         self._around = around if around is not None else nullcontext()
         loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        self._hard_limit = hard_limit
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
         """What followers wait for. It comes before the end of the app where that takes too long."""
         self.followers = 0
@@ -120,7 +121,7 @@ class Fill:
         self._detached = False
         self._released: Callable[[], None] | None = None
         self._leave: asyncio.TimerHandle | None = None
-        self._overdue = loop.call_later(_FOLLOWED, self._release, Failed(NotStoredReason.TRUNCATED))
+        self._overdue = loop.call_later(soft_limit, self._release, Failed(NotStoredReason.TRUNCATED))
         self.task = loop.create_task(self._run(), name="nexcache-fill")
 
     # --- the leader's side -------------------------------------------------------------------------------
@@ -266,7 +267,8 @@ class Fill:
         if any(value.strip() != b"%d" % len(body) for value in announced):
             self._give_up(NotStoredReason.TRUNCATED)
             return None
-        self.complete = _stored(self._status, self._headers, body, self._ttl)
+        cost = asyncio.get_running_loop().time() - self._began
+        self.complete = _stored(self._status, self._headers, body, self._ttl, cost)
         if not self.outcome.done():
             self.outcome.set_result(Complete(self.complete))
         return self.complete
@@ -306,7 +308,9 @@ class Fill:
 
     def _end_later(self) -> None:
         if self._leave is None:
-            self._leave = asyncio.get_running_loop().call_later(_DETACHED, self._end)
+            loop = asyncio.get_running_loop()
+            since = loop.time() if self.finished else self._began  # what follows the answer is not part of it
+            self._leave = loop.call_at(since + self._hard_limit, self._end)
 
     def _end(self) -> None:
         """Tell the app that its client has gone, long ago; end it if its leader is gone too."""
@@ -323,7 +327,7 @@ class Fill:
             self._news.set_result(None)
 
 
-def _stored(status: int, headers: Headers, body: bytes, ttl: float) -> StoredResponse:
+def _stored(status: int, headers: Headers, body: bytes, ttl: float, cost: float) -> StoredResponse:
     kept = tuple((name, value) for name, value in end_to_end(headers) if name not in (b"content-length", b"age"))
     etag = first(headers, b"etag")
     if etag is None:
@@ -333,4 +337,4 @@ def _stored(status: int, headers: Headers, body: bytes, ttl: float) -> StoredRes
         kept = (*kept, (b"content-length", b"%d" % len(body)))
     age = first(headers, b"age") or b""
     initial = int(age) if age.isdigit() and len(age) < 10 else 0  # noqa: PLR2004
-    return StoredResponse(status, kept, body, etag, time.time(), ttl, initial)
+    return StoredResponse(status, kept, body, etag, time.time(), ttl, initial, cost)

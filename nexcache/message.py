@@ -21,6 +21,8 @@ class StoredResponse:
     """Seconds for which it may be served, counted from `stored_at`."""
     initial_age: int = 0
     """The age in seconds that it already had when the app sent it (RFC 9111 §4.2.3)."""
+    cost: float = 0.0
+    """Seconds that computing it took; 0 where that is not known."""
 
     @property
     def size(self) -> int:

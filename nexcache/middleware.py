@@ -5,11 +5,12 @@ A hit runs from the top of `__call__` to its first `return` in `_answer`; everyt
 
 import asyncio
 import inspect
+import random
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import nullcontext
 from hashlib import blake2b
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
 from nexcache.collapse import Flights
@@ -19,9 +20,10 @@ from nexcache.fill import Complete, Failed, Fill, Unstorable
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
-from nexcache.policy import Matched, Policies, Policy, TagsInvalid, size_in_bytes, tags_of
-from nexcache.refresh import CREDENTIALS, REFRESH, Recent, Refreshing, Target, Warms
+from nexcache.policy import Matched, Policies, Policy, TagsInvalid, seconds, size_in_bytes, tags_of
+from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target, Warms
 from nexcache.semantics import cache_status
+from nexcache.semantics.early_refresh import jittered
 from nexcache.semantics.headers import first, spellings
 from nexcache.semantics.reuse import (
     NOT_MODIFIED,
@@ -87,6 +89,10 @@ class ResponseCache(Protocol):
     @property
     def recent(self) -> Recent:
         """Remembers what was asked for."""
+
+    @property
+    def refreshes(self) -> Refreshes:
+        """The refreshes under way."""
 
     def register(self, app: Warms) -> None:
         """Note an app whose operations can be warmed."""
@@ -187,6 +193,8 @@ class CacheMiddleware:
         self._max_body = [size_in_bytes(policy.max_body) for policy in self._policies.all]
         self._keyed = [self._headers.covered(policy) for policy in self._policies.all]
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
+        self._soft_limit = [seconds(policy.fill_soft_limit) for policy in self._policies.all]
+        self._hard_limit = [seconds(policy.fill_hard_limit) for policy in self._policies.all]
         self._watched = [self._headers.watched(policy) for policy in self._policies.all]
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
@@ -260,7 +268,10 @@ class CacheMiddleware:
         if live is None:
             return None
         prepared, counts = live.prepared, live.counts
-        prepared.bring_up(time.time(), Tier.MEMORY)
+        now = time.time()
+        if now >= prepared.refresh_at:  # the long way has it computed again
+            return None
+        prepared.bring_up(now, Tier.MEMORY)
         messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
         counts.memory_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
@@ -333,8 +344,11 @@ class CacheMiddleware:
         followed = 0
         while True:
             deadline = asyncio.get_running_loop().time() + cache.store_budget
-            looked = await self._lookup(key, request.counts, deadline)
+            looked = await self._lookup(key, request.counts, deadline, anew=refreshing is not None)
             if isinstance(looked, Found) and refreshing is not None:
+                if refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces:
+                    refreshing.kept = True  # by somebody else
+                    return
                 looked = Missing(looked.tier, None)  # computed anew, whatever is stored
             if isinstance(looked, Found):
                 if looked.live is not None and first is not None:
@@ -375,6 +389,24 @@ class CacheMiddleware:
     async def refresh(self, tenant: str, target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Compute a request for the sender of these header fields and store it; False if that did not work."""
         refreshing = Refreshing(tenant)
+        return await self._again(target.scope(headers, **{REFRESH: refreshing}), target.body, refreshing)
+
+    def _refresh_later(self, request: _Request, name: bytes, stored: StoredResponse) -> None:
+        """Compute a request again in the background, as the one who sent it, to replace what is stored of it.
+
+        At most once per key at a time; not at all where the tenant has as many refreshes under way as it may.
+        """
+        if request.refreshing is None:
+            refreshing = Refreshing(request.tenant, replaces=stored.stored_at)
+            scope, body = self._scope_again(request.scope), request.body or b""
+            scope |= {"method": "GET" if request.method == "HEAD" else request.method, REFRESH: refreshing}
+            self._cache.refreshes.start(request.tenant, name, lambda: self._again(scope, body, refreshing))
+
+    def _scope_again(self, scope: Scope) -> dict[str, Any]:
+        """Return a copy of a request's scope for computing it again."""
+        return {**scope, "headers": [*scope["headers"]]}
+
+    async def _again(self, scope: Scope, body: bytes, refreshing: Refreshing) -> bool:
         asked = False
 
         async def receive() -> Message:
@@ -382,13 +414,13 @@ class CacheMiddleware:
             if asked:
                 return {"type": "http.disconnect"}
             asked = True
-            return {"type": "http.request", "body": target.body, "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(_message: Message) -> None:
             pass
 
         try:
-            await self(target.scope(headers, **{REFRESH: refreshing}), receive, send)
+            await self(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the app's failure is the result
             self._cache.emitter.emit(HookFailed("refresh", type(error).__name__))
             return False
@@ -443,12 +475,15 @@ class CacheMiddleware:
             fields,
         )
 
-    async def _lookup(self, key: CacheKey, counts: OperationCounts, deadline: float) -> Found | Missing:
+    async def _lookup(self, key: CacheKey, counts: OperationCounts, deadline: float, *, anew: bool) -> Found | Missing:
+        """Look for an entry; `anew`: past this process's memory, for what other nodes have stored since."""
         cache = self._cache
         here = cache.entries.lookup_here(key)
-        if isinstance(here, Found):
+        if isinstance(here, Found) and (not anew or cache.entries.in_process):
             return here
-        if here is not None and (cache.entries.in_process or cache.flights.get(key, here.generations) is not None):
+        if isinstance(here, Missing) and (
+            cache.entries.in_process or cache.flights.get(key, here.generations) is not None
+        ):
             return here
         return await cache.flights.lookups.run(
             key.name + key.request,
@@ -484,7 +519,8 @@ class CacheMiddleware:
 
     async def _hit(self, request: _Request, prepared: Prepared, tier: Tier, name: bytes) -> None:
         """Send a stored response: the path that all is arranged for, without a task, a timer or a copy of the body."""
-        prepared.bring_up(time.time(), tier)
+        now = time.time()
+        prepared.bring_up(now, tier)
         start, body = answer(
             prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
         )
@@ -515,6 +551,10 @@ class CacheMiddleware:
             )
         await request.send(start)
         await request.send(body)
+        if now >= prepared.refresh_at:
+            prepared.refresh_at = now + AGAIN  # one asks, the others need not
+            if request.policy.early_refresh and tier is not Tier.FALLBACK:
+                self._refresh_later(request, name, prepared.response)
 
     async def _bypass(self, request: _Request, reason: Bypass) -> None:
         """Send the request to the app as if there were no cache."""
@@ -584,7 +624,9 @@ class CacheMiddleware:
             scope=_unconditional(request.scope),
             receive=request.client,
             body=request.body,
-            ttl=self._ttl[index],
+            ttl=jittered(self._ttl[index], policy.jitter, random.random()),  # noqa: S311 - no secret
+            soft_limit=self._soft_limit[index],
+            hard_limit=self._hard_limit[index],
             max_body=max_body,
             decide=lambda status, headers, trailers: may_store(
                 status, headers, statuses=policy.statuses, keyed=keyed, max_body=max_body, trailers=trailers

@@ -161,6 +161,11 @@ class Policy:
     other durations are seconds or text such as `"2m"`; without `ttl` the setting `CACHE_TTL_SECONDS` applies.
     `tags` are templates filled from path parameters, then query parameters; a template whose parameter the
     request does not have gives no tag. `vary` names request header fields that the handler reads.
+
+    Each entry lives up to the part `jitter` shorter than `ttl`, so that what was stored together does not end together.
+    With `early_refresh` a hit shortly before the end has the answer computed again in the background. After
+    `fill_soft_limit` nobody waits for another's computation any more; after `fill_hard_limit` one whose client has
+    gone is ended, and other nodes are held back no longer.
     Raises ConfigurationError for what cannot work.
     """
 
@@ -175,6 +180,10 @@ class Policy:
     max_body: Size = "1MiB"
     share_authenticated: bool = False
     version: str = ""
+    early_refresh: bool = True
+    jitter: float = 0.1
+    fill_soft_limit: Duration = "30s"
+    fill_hard_limit: Duration = "60s"
     shape: bytes = field(init=False, repr=False, compare=False, default=b"")
     """What is keyed beside the path: a policy that learns of another parameter finds no entry of its former self."""
 
@@ -196,6 +205,12 @@ class Policy:
         if self.ttl is not None and not 0 < seconds(self.ttl, f"{where}: ttl") <= LONGEST:
             raise ConfigurationError(f"{where}: ttl must be more than 0 seconds and at most 30 days")
         size_in_bytes(self.max_body, f"{where}: max_body")
+        jitter: object = self.jitter
+        if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0 <= jitter < 1:
+            raise ConfigurationError(f"{where}: jitter is a part of the ttl: at least 0, less than 1")
+        soft = seconds(self.fill_soft_limit, f"{where}: fill_soft_limit")
+        if not 0 < soft <= seconds(self.fill_hard_limit, f"{where}: fill_hard_limit"):
+            raise ConfigurationError(f"{where}: fill_soft_limit must be more than 0, and at most fill_hard_limit")
         methods = tuple(str(method).upper() for method in self.methods)
         if not set(methods) <= _METHODS or not set(methods) - {"HEAD"}:
             raise ConfigurationError(f"{where}: methods are GET, POST, QUERY, or HEAD with GET, not {self.methods!a}")

@@ -1,11 +1,14 @@
 """Which requests an operation was asked for lately, and how to compute them again before anybody waits.
 
 Kept in this process only: what a request was made of, never its credentials. Who warms an operation sends their
-own credentials, so that the app decides what they may see.
+own credentials, so that the app decides what they may see; a request that makes its own answer be computed again in
+the background lends its scope to that computation, and to nothing after it.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -20,6 +23,12 @@ CREDENTIALS: Final = frozenset((b"authorization", b"cookie", b"x-api-key"))
 
 _PER_OPERATION: Final = 50
 _OPERATIONS: Final = 5_000
+_PER_TENANT: Final = 4
+"""Refreshes of one tenant at a time: nobody waits for them, so they leave the app to those who do."""
+_AT_ONCE: Final = 64
+"""Refreshes of all tenants at a time."""
+AGAIN: Final = 5.0
+"""Seconds after which a key is refreshed again where the last attempt stored nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +93,68 @@ class Recent:
 
 @dataclass(slots=True)
 class Refreshing:
-    """A computation that was asked for by `refresh`, and whether its answer was stored."""
+    """A computation that nobody waits for, and whether its answer was stored."""
 
     tenant: str
+    replaces: float | None = None
+    """When the entry that is to be replaced was stored: a later one makes the computation needless. None: computed
+    whatever is stored."""
     kept: bool = False
+
+
+class Refreshes:
+    """Computations in the background: one per key at a time, and a few per tenant."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._running: dict[bytes, asyncio.Task[None]] = {}
+        self._tenants: Counter[str] = Counter()
+        self._paused: Bounded[None] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000, clock=clock)
+
+    def start(self, tenant: str, name: bytes, refresh: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
+        """Begin `refresh`, which returns whether it stored anything, for the key of this name; False: not now.
+
+        Not while one of the same key is under way or has just failed, nor beyond the tenant's share.
+        """
+        loop = asyncio.get_running_loop()
+        if self._running and next(iter(self._running.values())).get_loop() is not loop:  # that loop has ended
+            self._running.clear()
+            self._tenants.clear()
+        if (
+            name in self._running
+            or name in self._paused
+            or self._tenants[tenant] >= _PER_TENANT
+            or len(self._running) >= _AT_ONCE
+        ):
+            return False
+        # in the request's context: what middlewares left there for the app is what the app will look for
+        task = loop.create_task(self._run(name, refresh), name="nexcache-refresh")
+        self._running[name] = task
+        self._tenants[tenant] += 1
+        task.add_done_callback(lambda task: self._ended(task, tenant, name))
+        return True
+
+    @property
+    def running(self) -> int:
+        """How many are under way."""
+        return len(self._running)
+
+    async def aclose(self) -> None:
+        """Wait for no refresh any more; what the app still computes is stored if it ends soon."""
+        tasks = [task for task in self._running.values() if task.get_loop() is asyncio.get_running_loop()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, name: bytes, refresh: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        if not await refresh():
+            self._paused.put(name, None, size=8, lifetime=AGAIN)
+
+    def _ended(self, task: "asyncio.Task[None]", tenant: str, name: bytes) -> None:
+        if self._running.get(name) is task:
+            del self._running[name]
+            self._tenants[tenant] -= 1
+            if self._tenants[tenant] <= 0:
+                del self._tenants[tenant]
 
 
 @dataclass(frozen=True, slots=True)

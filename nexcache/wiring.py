@@ -12,7 +12,7 @@ from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
 from nexcache.rate_limit import LocalCounts, Scripted
-from nexcache.refresh import Recent
+from nexcache.refresh import Recent, Refreshes
 from nexcache.settings import Settings, in_workers, parse_redis_url
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
@@ -47,6 +47,7 @@ class Parts:
     recent: Recent
     limits: LocalCounts
     scripted: Scripted | None
+    refreshes: Refreshes
     metrics: OTelMetrics
 
 
@@ -122,6 +123,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         recent=Recent(),
         limits=LocalCounts(),
         scripted=store,
+        refreshes=Refreshes(),
         metrics=metrics,
     )
 

@@ -27,6 +27,8 @@ class Leader:
         keep: Callable[[StoredResponse], Awaitable[NotStoredReason | None]] | None = None,
         body: bytes | None = None,
         max_body: int = 1000,
+        soft_limit: float = 60.0,
+        hard_limit: float = 60.0,
     ) -> None:
         self.kept: list[StoredResponse] = []
         self.gave_up: list[Unstorable | Failed] = []
@@ -50,6 +52,8 @@ class Leader:
             body=body,
             ttl=60.0,
             max_body=max_body,
+            soft_limit=soft_limit,
+            hard_limit=hard_limit,
             decide=decided,
             keep=keep or keep_it,
             gave_up=self.gave_up.append,
@@ -259,8 +263,7 @@ async def test_a_detached_answer_that_turns_out_not_storable_is_ended() -> None:
     await asyncio.wait_for(cancelled.wait(), 5)
 
 
-async def test_background_work_of_a_detached_answer_is_given_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexcache.fill._DETACHED", 0.01)
+async def test_background_work_of_a_detached_answer_is_given_some_time() -> None:
     ended = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,7 +273,7 @@ async def test_background_work_of_a_detached_answer_is_given_some_time(monkeypat
         finally:
             ended.set()
 
-    leader = Leader(app)
+    leader = Leader(app, hard_limit=0.01)
     await leader.messages()
     leader.fill.detach()
     assert not ended.is_set()
@@ -289,15 +292,14 @@ async def test_a_finished_fill_leaves_no_timer_behind() -> None:
     assert fill() is None
 
 
-async def test_an_answer_that_others_stopped_waiting_for_is_still_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexcache.fill._FOLLOWED", 0.01)
+async def test_an_answer_that_others_stopped_waiting_for_is_still_stored() -> None:
     go = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await go.wait()
         await sends(START, body(b"x"))(scope, receive, send)
 
-    leader = Leader(app)
+    leader = Leader(app, soft_limit=0.01)
     assert await asyncio.wait_for(asyncio.shield(leader.fill.outcome), 5) == Failed(NotStoredReason.TRUNCATED)
     assert leader.released == 1
     go.set()

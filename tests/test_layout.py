@@ -13,8 +13,8 @@ LAYERS: Final = {
     "values": "errors asgi message telemetry.events telemetry.names telemetry.counts",
     "rules": (
         "semantics semantics.headers semantics.cache_control semantics.cache_status semantics.storing semantics.reuse "
-        "semantics.validation tenants principals policy key ingest.payload ingest.density ingest.otlp_json "
-        "ingest.answers ingest.spans ingest.rules invalidation.targets stores.breaker stores.codec"
+        "semantics.early_refresh semantics.validation tenants principals policy key ingest.payload ingest.density "
+        "ingest.otlp_json ingest.answers ingest.spans ingest.rules invalidation.targets stores.breaker stores.codec"
     ),
     "store protocol": "stores.base",
     "I/O": (

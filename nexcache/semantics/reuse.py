@@ -1,5 +1,6 @@
 """Answering a request with a stored response (RFC 9111 §4, §5.1): as messages, or as a 304 (§4.3.2)."""
 
+import math
 from typing import Final
 
 from nexcache.asgi import Headers, Message
@@ -18,12 +19,25 @@ _CONDITIONAL: Final = frozenset(("GET", "HEAD", "QUERY"))
 class Prepared:
     """A stored response with its header fields as they are sent; those that change with time, as of the last answer."""
 
-    __slots__ = ("_detail", "_since", "_until", "age", "headers", "not_modified", "response", "ttl", "varying")
+    __slots__ = (
+        "_detail",
+        "_since",
+        "_until",
+        "age",
+        "headers",
+        "not_modified",
+        "refresh_at",
+        "response",
+        "ttl",
+        "varying",
+    )
 
-    def __init__(self, response: StoredResponse, headers: Headers) -> None:
+    def __init__(self, response: StoredResponse, headers: Headers, refresh_at: float) -> None:
         self.response = response
         self.headers = headers
         self.not_modified = not_modified_headers(headers)
+        self.refresh_at = refresh_at
+        """From when (seconds since the epoch) a hit has it computed again."""
         self.age = 0
         """Whole seconds, as of the last `bring_up`."""
         self.ttl = 0.0
@@ -49,12 +63,12 @@ def varying(age: int, status: bytes) -> Headers:
     return (b"age", b"%d" % age), (cache_status.NAME, status)
 
 
-def prepare(response: StoredResponse) -> Prepared:
+def prepare(response: StoredResponse, *, refresh_at: float = math.inf) -> Prepared:
     """Build what can be built once."""
     headers = response.headers
     if first(headers, b"cache-control") is None:
         headers = (*headers, REVALIDATE)
-    return Prepared(response, headers)
+    return Prepared(response, headers, refresh_at)
 
 
 def current_age(response: StoredResponse, now: float) -> int:

@@ -17,7 +17,7 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.headers import MOST_FIELDS, is_sendable
 
-VERSION: Final = 1
+VERSION: Final = 2
 _MOST_GENERATIONS: Final = 64
 _LONGEST_KID: Final = 64
 _OLDEST: Final = 2**31
@@ -52,6 +52,7 @@ class Codec:
                 int(response.stored_at * 1000),
                 int(response.ttl * 1000),
                 response.initial_age,
+                min(int(response.cost * 1000), _OLDEST - 1),
                 response.status,
                 response.etag,
                 response.headers,
@@ -111,6 +112,7 @@ def _entry(fields: Any) -> Entry | None:
             int(stored_at),
             int(ttl),
             int(initial_age),
+            int(cost),
             int(status),
             bytes(etag),
             tuple(headers),
@@ -119,15 +121,15 @@ def _entry(fields: Any) -> Entry | None:
             pass
         case _:
             return None
-    if any(number is True or number is False for number in (stored_at, ttl, initial_age, status)):
+    if any(number is True or number is False for number in (stored_at, ttl, initial_age, cost, status)):
         return None
     if not (_are_pairs(generations, _MOST_GENERATIONS) and generations and _are_pairs(headers, MOST_FIELDS)):
         return None
     if not (200 <= status <= 599 and 0 <= initial_age < _OLDEST and is_sendable(headers)):  # noqa: PLR2004
         return None
-    if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000):
+    if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000 and 0 <= cost < _OLDEST):
         return None
-    response = StoredResponse(status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age)
+    response = StoredResponse(status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000)
     return Entry(request, response, generations)
 
 

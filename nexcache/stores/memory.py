@@ -49,6 +49,11 @@ class Bounded(Generic[Value]):
         """How many items are held, expired ones that nobody asked for included."""
         return len(self._items)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether an item is held that has not expired."""
+        item = self._items.get(key)
+        return item is not None and item.expires_at > self._clock()
+
     def get(self, key: bytes) -> Value | None:
         """Return a value that has not expired, and note that it was used."""
         item = self._items.get(key)

@@ -12,7 +12,7 @@ from nexcache.stores.codec import VERSION, Codec, Undecodable
 
 KEY = b"nexarch:acme:dashboard:0123456789abcdef"
 FIELDS_OF_IT = ((b"content-type", b"application/json"), (b"link", b"<a>"), (b"link", b"<b>"))
-RESPONSE = StoredResponse(200, FIELDS_OF_IT, b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7)
+RESPONSE = StoredResponse(200, FIELDS_OF_IT, b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7, 1.5)
 ENTRY = Entry(b"4:test", RESPONSE, ((b"nexarch:acme:@tenant", b"t" * 32), (b"nexarch:acme:@op:dashboard", b"o" * 32)))
 
 UNSIGNED = Codec()
@@ -33,6 +33,7 @@ FIELDS: dict[str, Any] = {
     "stored_at": 1000500,
     "ttl": 60250,
     "initial_age": 7,
+    "cost": 1500,
     "status": 200,
     "etag": b'"tag"',
     "headers": RESPONSE.headers,
@@ -65,6 +66,7 @@ ENTRIES = st.builds(
         stored_at=st.integers(0, 2**41).map(lambda value: value / 1000),
         ttl=st.integers(1, 30 * 86400 * 1000).map(lambda value: value / 1000),
         initial_age=st.integers(0, 2**31 - 1),
+        cost=st.integers(0, 2**31 - 1).map(lambda value: value / 1000),
     ),
     generations=PAIRS.filter(bool),
 )
@@ -78,6 +80,7 @@ def test_any_entry_is_read_as_it_was_written(entry: Entry, codec: Codec, key: by
     assert read.generations == entry.generations
     assert read.response.stored_at == pytest.approx(entry.response.stored_at, abs=0.0011)
     assert read.response.ttl == pytest.approx(entry.response.ttl, abs=0.0011)
+    assert read.response.cost == pytest.approx(entry.response.cost, abs=0.0011)
     for name in ("status", "headers", "body", "etag", "initial_age"):
         assert getattr(read.response, name) == getattr(entry.response, name)
 

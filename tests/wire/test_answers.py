@@ -29,7 +29,9 @@ def cached(app: ASGIApp, cache: NexCache, *policies: Policy) -> CacheMiddleware:
 
 async def test_the_second_request_is_a_hit_with_the_same_body(cache: NexCache, http: str) -> None:
     origin = Origin()
-    async with serving(cached(origin, cache, Policy("/", op="home", ttl=60)), http=http, cache=cache) as client:
+    async with serving(
+        cached(origin, cache, Policy("/", op="home", ttl=60, jitter=0)), http=http, cache=cache
+    ) as client:
         miss, hit = await client.get("/"), await client.get("/")
     assert miss.cache == "NexCache; fwd=uri-miss; stored"
     tiers = ("memory",) if cache.entries.in_process else ("redis", "memory")
@@ -237,7 +239,7 @@ async def test_a_chunked_post_is_keyed_by_what_its_chunks_make(cache: NexCache, 
 
 async def test_time_ends_an_entry(memory_cache: NexCache) -> None:
     origin, clock = Origin(), [100.0]
-    app = cached(origin, memory_cache, Policy("/", op="home", ttl="2m"))
+    app = cached(origin, memory_cache, Policy("/", op="home", ttl="2m", jitter=0))
     move_clock(memory_cache, lambda: clock[0])
     for now, calls in ((100, 1), (219.9, 1), (220, 2), (339, 2), (341, 3)):
         clock[0] = now
@@ -250,7 +252,7 @@ def move_clock(cache: NexCache, clock: Callable[[], float]) -> None:
 
 
 async def test_age_and_ttl_follow_the_clock(memory_cache: NexCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = cached(Origin(), memory_cache, Policy("/", op="home", ttl=100))
+    app = cached(Origin(), memory_cache, Policy("/", op="home", ttl=100, jitter=0))
     now = time.time() + 0.5
     await ask(app)
     monkeypatch.setattr("nexcache.middleware.time.time", lambda: now + 30.25)
@@ -260,7 +262,7 @@ async def test_age_and_ttl_follow_the_clock(memory_cache: NexCache, monkeypatch:
 
 
 async def test_a_redis_entry_expires_in_redis(redis_cache: NexCache, redis_server: Valkey) -> None:
-    await ask(cached(Origin(), redis_cache, Policy("/", op="home", ttl=90)))
+    await ask(cached(Origin(), redis_cache, Policy("/", op="home", ttl=90, jitter=0)))
     (key,) = redis_server.entries()
     assert 85_000 < int(redis_server.ask("PTTL", key)) <= 90_000
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,9 @@ from tests.wire.valkey import Valkey
 CROWD = 200
 
 
-def cached(app: ASGIApp, cache: NexCache) -> CacheMiddleware:
-    return CacheMiddleware(app, cache=cache, tenant=tenants.fixed("acme"), policies=[Policy("/", op="home")])
+def cached(app: ASGIApp, cache: NexCache, **options: Any) -> CacheMiddleware:
+    policies = [Policy("/", op="home", **options)]
+    return CacheMiddleware(app, cache=cache, tenant=tenants.fixed("acme"), policies=policies)
 
 
 async def introduce(cache: NexCache, *names: str) -> None:
@@ -284,11 +286,11 @@ async def test_followers_go_on_at_the_header_fields_of_what_cannot_be_shared(cac
 
 
 async def test_an_app_that_never_ends_is_ended_some_time_after_its_client(
-    cache: NexCache, monkeypatch: pytest.MonkeyPatch, stored: Callable[[], int]
+    cache: NexCache, stored: Callable[[], int]
 ) -> None:
-    monkeypatch.setattr("nexcache.fill._DETACHED", 0.02)
     app = Gated()
-    leading = asyncio.create_task(Exchange(cached(app, cache)).run())
+    site = cached(app, cache, fill_soft_limit=0.02, fill_hard_limit=0.02)
+    leading = asyncio.create_task(Exchange(site).run())
     await until(lambda: app.inside == 1)
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
@@ -296,11 +298,10 @@ async def test_an_app_that_never_ends_is_ended_some_time_after_its_client(
     assert stored() == 0
 
 
-async def test_nobody_waits_for_ever_for_an_app_that_hangs(cache: NexCache, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_waits_for_ever_for_an_app_that_hangs(cache: NexCache) -> None:
     await introduce(cache)
-    monkeypatch.setattr("nexcache.fill._FOLLOWED", 0.02)
     app = Gated()
-    site = cached(app, cache)
+    site = cached(app, cache, fill_soft_limit=0.02)
     leading = asyncio.create_task(Exchange(site).run())
     await until(lambda: app.calls == 1)
     exchanges, running = crowd(site, 3)

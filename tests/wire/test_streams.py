@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -19,8 +20,9 @@ from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
 from tests.wire.server import Exchange, Origin, ask, serving, until
 
 
-def cached(app: ASGIApp, cache: NexCache) -> CacheMiddleware:
-    return CacheMiddleware(app, cache=cache, tenant=tenants.fixed("acme"), policies=[Policy("/", op="home")])
+def cached(app: ASGIApp, cache: NexCache, **options: Any) -> CacheMiddleware:
+    policies = [Policy("/", op="home", **options)]
+    return CacheMiddleware(app, cache=cache, tenant=tenants.fixed("acme"), policies=policies)
 
 
 class Slow:
@@ -103,11 +105,8 @@ async def test_an_endless_event_stream_ends_with_its_client(
     assert stored() == 0
 
 
-async def test_an_endless_stream_without_a_client_is_told_and_ends(
-    cache: NexCache, http: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_endless_stream_without_a_client_is_told_and_ends(cache: NexCache, http: str) -> None:
     """It could have been stored, so it is given some time to end by itself."""
-    monkeypatch.setattr("nexcache.fill._DETACHED", 0.05)
     ended = asyncio.Event()
 
     async def lines() -> AsyncIterator[bytes]:
@@ -121,7 +120,8 @@ async def test_an_endless_stream_without_a_client_is_told_and_ends(
     async def stream(request: Request) -> Response:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
-    async with serving(cached(Starlette(routes=[Route("/", stream)]), cache), http=http) as client:
+    site = cached(Starlette(routes=[Route("/", stream)]), cache, fill_soft_limit=0.05, fill_hard_limit=0.05)
+    async with serving(site, http=http) as client:
         connection = await client.connect()
         await connection.ask("/")
         await connection.head()
