@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -10,13 +10,15 @@ from weakref import WeakSet
 
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
+from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
 from nexcache.ledger import Statistics
 from nexcache.policy import Policy, seconds
 from nexcache.rate_limit import Algorithm, Rate, RateLimit
-from nexcache.refresh import Recent, Refreshes, Target, Warmed, Warms
+from nexcache.refresh import Recent, Refreshes, Target, Warmed
+from nexcache.sample import Preview
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
 from nexcache.telemetry.counts import Counts
@@ -46,7 +48,7 @@ class NexCache:
         self.enabled = self.settings.enabled
         self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
         self._disabled: set[str] = set()
-        self._apps: WeakSet[Warms] = WeakSet()
+        self._apps: WeakSet[Behind] = WeakSet()
 
     @classmethod
     def from_env(cls, **overrides: Any) -> "NexCache":
@@ -90,7 +92,7 @@ class NexCache:
         """The refreshes under way."""
         return self._parts.refreshes
 
-    def register(self, app: Warms) -> None:
+    def register(self, app: Behind) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""
         self._apps.add(app)
 
@@ -172,6 +174,44 @@ class NexCache:
     ) -> Invalidation:
         """Do what `invalidate` does for targets that were collected elsewhere."""
         return await self._parts.invalidations.apply(tenant, targets, trigger=trigger, strict=strict)
+
+    async def preview(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Preview:
+        """Say what `invalidate` with these targets would reach, by operation and tag, and change nothing.
+
+        The number of entries is exact as long as it is small; beyond that a bounded part is read and the rest
+        projected (`estimated`). Raises as `invalidate` does.
+        """
+        if isinstance(tags, str):
+            raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
+        return await self.preview_targets(tenant, Targets.of(() if operation is None else (operation,), tags))
+
+    async def preview_targets(self, tenant: str, targets: Targets) -> Preview:
+        """Do what `preview` does for targets that were collected elsewhere."""
+        return await self._parts.sampler.preview(tenant, targets)
+
+    async def explain(
+        self,
+        tenant: str,
+        request: str | Mapping[str, Any],
+        *,
+        method: str = "GET",
+        principal: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        complete: bool | None = None,
+    ) -> Explanation:
+        """Say why a request of a tenant is, or is not, answered from the cache, and what would invalidate its answer.
+
+        `request` is a path with its query, as a client sends it, or the parts of an ASGI scope. With `complete`
+        (the default for a path) the host and other keyed fields are those of the latest such request that this
+        process has answered. Without `principal` it is whom the header fields stand for. Changes nothing; raises
+        ValueError for what is no path, InvalidName for what is no tenant, never for the store.
+        """
+        scope = scope_of(request, method=method, headers=headers)
+        if complete is None:
+            complete = isinstance(request, str)
+        return await self._parts.explainer.explain(
+            tuple(self._apps), tenant, scope, principal=principal, complete=complete
+        )
 
     def disable(self, operation: str) -> None:
         """Send all requests of an operation to the app from now on, in this process."""

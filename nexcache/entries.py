@@ -6,8 +6,9 @@ it then serves what this process itself has filled, for a short time, under gene
 
 import random
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol, TypeAlias
 
 from nexcache.errors import StoreError
@@ -85,6 +86,27 @@ class Missing:
     """The generations that were read beside it, if every one of them was there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One place where an entry was looked for, and what was found there."""
+
+    tier: Tier
+    entry: Entry | None
+    why: str | None
+    """Why it cannot be used now: `absent`, `expired`, `collision`, `generations`, `lease`, or why it is undecodable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything that is held for a key, usable or not."""
+
+    copies: tuple[Copy, ...]
+    generations: Mapping[bytes, bool]
+    """Which of the generations that it depends on are present."""
+    failed: str | None = None
+    """Why the store could not be asked: a word of the errors' closed list."""
+
+
 class Memory:
     """Entries in this process, found by the raw request in one step."""
 
@@ -126,6 +148,22 @@ class Memory:
             return live
         return live if self._is_usable(live) else None
 
+    def held(self, prefix: bytes, most: int) -> Iterator[tuple[bytes, Entry, bool]]:
+        """Give up to `most` entries whose keys begin with `prefix`, and whether each may be used now."""
+        for name in islice((name for name in self._entries if name.startswith(prefix)), most):
+            live = self._entries.peek(name)
+            if live is not None:
+                yield name, live.entry, self._why_not(live) is None
+
+    def inspect(self, key: CacheKey) -> Copy:
+        """Say what is held for a key, and change nothing."""
+        live = self._entries.peek(key.name)
+        if live is None:
+            return Copy(self.tier, None, "absent")
+        if live.entry.request != key.request:
+            return Copy(self.tier, None, "collision")
+        return Copy(self.tier, live.entry, self._why_not(live))
+
     def lookup(self, key: CacheKey) -> Found | None:
         """Look an entry up by its key."""
         live = self._entries.peek(key.name)
@@ -150,6 +188,16 @@ class Memory:
         """Forget every entry."""
         self._entries.clear()
         self._aliases.clear()
+
+    def _why_not(self, live: Live) -> str | None:
+        """Say why an entry may not be used now, or None if it may; changes nothing."""
+        now = self._clock()
+        if live.expires_at <= now:
+            return "expired"
+        good_until = self._generations.good_until(live.entry.generations)
+        if good_until is None:
+            return "lease"
+        return None if good_until > now else "generations"
 
     def _is_usable(self, live: Live) -> bool:
         now = self._clock()
@@ -192,6 +240,12 @@ class Local:
         tokens = [self._store.peek(generation) for generation in key.generations]
         known = tuple(token for token in tokens if token is not None)
         return Missing(self.memory.tier, known if len(known) == len(tokens) else None)
+
+    def inspect(self, key: CacheKey) -> Inspection:
+        """Say what is held for a key, and change nothing."""
+        copy = self.memory.inspect(key)
+        names = _depended_on(key, copy.entry)
+        return Inspection((copy,), {name: self._store.peek(name) is not None for name in names})
 
     def capture(self, key: CacheKey) -> Snapshot:
         """Capture the generations of a key in this process."""
@@ -239,6 +293,25 @@ class Shared:
                 return entry
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
+
+    async def inspect(self, key: CacheKey) -> Inspection:
+        """Say what is held for a key, and change nothing; raises StoreError."""
+        (value,) = (await self._store.read((key.name,))).values
+        decoded = self._codec.decode(key.name, value) if value is not None else None
+        entry, why = None, "absent" if value is None else None
+        if isinstance(decoded, Undecodable):
+            why = decoded.reason
+        elif decoded is not None and decoded.request != key.request:
+            why = "collision"
+        else:
+            entry = decoded
+        names = _depended_on(key, entry)
+        reading = await self._store.read(names)
+        current = {name: seen(token, reading.epoch) for name, token in zip(names, reading.values, strict=True)}
+        if entry is not None and any(current[name] != token for name, token in entry.generations):
+            why = "generations"
+        present = {name: token is not None for name, token in current.items()}
+        return Inspection((Copy(self._store.tier, entry, why),), present)
 
     async def capture(
         self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
@@ -343,6 +416,18 @@ class Entries:
             self._emitter.emit(LookedUp(key.operation, result, found.tier, time.perf_counter() - started))
         return found
 
+    async def inspect(self, key: CacheKey) -> Inspection:
+        """Say what is held for a key in every tier, and change nothing; never raises for the store."""
+        if self._shared is None:
+            return self._local.inspect(key)
+        here = (self._l1.inspect(key),) if self._l1 is not None else ()
+        try:
+            there = await self._shared.inspect(key)
+        except StoreError as error:
+            fallback = self._local.inspect(key)
+            return Inspection((*here, *fallback.copies), fallback.generations, getattr(error, "kind", "error"))
+        return Inspection((*here, *there.copies), there.generations)
+
     async def capture(
         self, key: CacheKey, missing: Missing, *, deadline: float | None, on_sent: Callable[[], None] | None = None
     ) -> Snapshot:
@@ -397,6 +482,11 @@ class Entries:
             return None
         lifetime = min(time_to_live(entry.response, time.time()), _LONGEST_HERE)
         return self._l1.keep(key, entry, counts, lifetime=lifetime) if lifetime > 0 else None
+
+
+def _depended_on(key: CacheKey, entry: Entry | None) -> tuple[bytes, ...]:
+    """Return what an answer of this key depends on; an entry may know of more than its key."""
+    return tuple(dict.fromkeys((*key.generations, *(name for name, _ in (entry.generations if entry else ())))))
 
 
 def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:

@@ -242,6 +242,12 @@ class KeySpace:
         """Return the key of a tag's generation."""
         return self.prefix(tenant) + b"@tag:" + segment(tag)
 
+    def target_of(self, tenant: str, generation: bytes) -> str:
+        """Say in words what a generation's key stands for: `tenant`, `operation:…`, `tag:…`."""
+        kind, found, name = generation.removeprefix(self.prefix(tenant)).removeprefix(b"@").partition(b":")
+        word = {b"op": "operation"}.get(kind, kind.decode("ascii", "replace"))
+        return f"{word}:{name_of(name)}" if found else word
+
     def registry(self, tenant: str) -> bytes:
         """Return the key of the set of a tenant's operations."""
         return self.prefix(tenant) + b"@ops"

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -16,12 +17,13 @@ from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Found, Missing, Raw
 from nexcache.errors import ConfigurationError
+from nexcache.explain import Behind, Examined
 from nexcache.fill import Complete, Failed, Fill, Unstorable
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
 from nexcache.policy import Matched, Policies, Policy, TagsInvalid, seconds, size_in_bytes, tags_of
-from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target, Warms
+from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target
 from nexcache.semantics import cache_status
 from nexcache.semantics.early_refresh import jittered
 from nexcache.semantics.headers import first, spellings
@@ -94,7 +96,7 @@ class ResponseCache(Protocol):
     def refreshes(self) -> Refreshes:
         """The refreshes under way."""
 
-    def register(self, app: Warms) -> None:
+    def register(self, app: Behind) -> None:
         """Note an app whose operations can be warmed."""
 
     def ttl_of(self, policy: Policy) -> float:
@@ -318,22 +320,19 @@ class CacheMiddleware:
     async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
         policy, cache, scope = request.policy, self._cache, request.scope
-        query: bytes = scope["query_string"]
-        tags = tags_of(policy, request.matched.parameters, query)
-        canonical = cache.keys.canonical(
+        key = self._key(
+            request.matched,
             scope,
-            policy,
-            keyed.fields,
+            keyed,
             tenant=request.tenant,
             principal=request.principal,
-            query=query if policy.query is None else policy.query.canonical(query),
             body=request.body or b"",
         )
-        if isinstance(tags, TagsInvalid) or len(canonical) > LONGEST_REQUEST:
+        if key is None:
             await self._bypass(request, Bypass.KEY_TOO_LONG)
             return
         request.counts = cache.counts.of(request.tenant, policy.op)
-        key = request.key = cache.keys.key(request.tenant, policy.op, canonical, tags)
+        request.key = key
         refreshing = request.refreshing = scope.get(REFRESH)
         if refreshing is None:
             fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
@@ -378,6 +377,60 @@ class CacheMiddleware:
                     followed += 1
                 case Unstorable():
                     followed = _FOLLOWS
+
+    def _key(
+        self, matched: Matched, scope: Scope, keyed: Keyed, *, tenant: str, principal: str | None, body: bytes
+    ) -> CacheKey | None:
+        """Build the key of a request; None if it would be too long, or one of its tags cannot be part of a key."""
+        policy, keys = matched.policy, self._cache.keys
+        query: bytes = scope["query_string"]
+        tags = tags_of(policy, matched.parameters, query)
+        canonical = keys.canonical(
+            scope,
+            policy,
+            keyed.fields,
+            tenant=tenant,
+            principal=principal,
+            query=query if policy.query is None else policy.query.canonical(query),
+            body=body,
+        )
+        if isinstance(tags, TagsInvalid) or len(canonical) > LONGEST_REQUEST:
+            return None
+        return keys.key(tenant, policy.op, canonical, tags)
+
+    async def examine(self, tenant: str, scope: Scope, principal: str | None = None) -> Examined | None:
+        """Say what would become of a request of a tenant, without doing it; None: no policy is for it.
+
+        A request with a body is examined as if it had none. Without `principal` it is whom the scope's credentials
+        stand for.
+        """
+        matched = self._match(scope)
+        if matched is None:
+            return None
+        policy, method = matched.policy, scope["method"]
+        examined = Examined(policy, self._ttl[matched.index], None, self._secret)
+        if self._principal is None:
+            principal = None
+        elif principal is None:
+            if self._principal is self._tenant:
+                principal = tenant
+            else:
+                known = {**scope, "nexcache.parameters": matched.parameters}
+                principal = await self._awaited("principal", self._found("principal", self._principal, known))
+            if principal is None:
+                return replace(examined, bypass=Bypass.NO_PRINCIPAL)
+        if method not in policy.methods and not (method == "HEAD" and "GET" in policy.methods):
+            return replace(examined, bypass=Bypass.METHOD)
+        if not self._cache.enabled or self._cache.is_disabled(policy.op):
+            return replace(examined, bypass=Bypass.DISABLED)
+        keyed = self._headers.read(method, scope["headers"], policy)
+        if isinstance(keyed, Bypass):
+            return replace(examined, bypass=keyed)
+        key = self._key(matched, scope, keyed, tenant=tenant, principal=principal, body=b"")
+        tags = tags_of(policy, matched.parameters, scope["query_string"])
+        if key is None or isinstance(tags, TagsInvalid):
+            return replace(examined, bypass=Bypass.KEY_TOO_LONG)
+        return replace(examined, principal=principal, fields=keyed.fields, tags=tags, key=key)
 
     # --- computing again, on request -----------------------------------------------------------------------
 
@@ -611,13 +664,13 @@ class CacheMiddleware:
             if kept:
                 return None
             reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
-            cache.emitter.emit(NotStored(policy.op, key.tenant, reason))
+            cache.emitter.emit(NotStored(policy.op, key.tenant, reason, key.hash))
             return reason
 
         def gave_up(outcome: Unstorable | Failed) -> None:
             if isinstance(outcome, Unstorable):
                 cache.flights.remember_alone(key)
-            cache.emitter.emit(NotStored(policy.op, key.tenant, outcome.reason))
+            cache.emitter.emit(NotStored(policy.op, key.tenant, outcome.reason, key.hash))
 
         fill = Fill(
             app=self.app,

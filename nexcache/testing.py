@@ -251,6 +251,18 @@ class StoreContract:
 
         assert (usage.entries, usage.bytes, usage.estimated) == (3, 15, False)
 
+    async def test_names_and_short_values_of_a_prefix_can_be_looked_at(self, store: Store) -> None:
+        """A neighbour whose prefix is longer, and characters that a pattern would read as wildcards, are not it."""
+        kept = {b"nexarch:a*:op:1": b"short", b"nexarch:a*:op:2": b"x" * 100}
+        for name, value in {**kept, b"nexarch:ab:op:1": b"other"}.items():
+            await store.write(name, value, ttl_ms=60_000)
+
+        found = await store.names(b"nexarch:a*:", most=1_000)
+
+        assert (sorted(found.keys), found.factor, found.complete) == (sorted(kept), 1.0, True)
+        assert list(await store.peek_many((*kept, b"nexarch:a*:op:3"), longest=50)) == [b"short", None, None]
+        assert list(await store.peek_many((), longest=50)) == []
+
     async def test_health_says_that_it_is_well(self, store: Store) -> None:
         """Without raising."""
         health = await store.health()

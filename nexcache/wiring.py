@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Local, Memory, Shared
+from nexcache.explain import Explainer, Reasons
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
 from nexcache.rate_limit import LocalCounts, Scripted
 from nexcache.refresh import Recent, Refreshes
+from nexcache.sample import Sampler
 from nexcache.settings import Settings, in_workers, parse_redis_url
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
 from nexcache.stores.memory import MemoryStore
 from nexcache.telemetry.counts import Counts
-from nexcache.telemetry.events import Emitter, Started
+from nexcache.telemetry.events import Emitter, NotStored, Started
 from nexcache.telemetry.log import LogListener
 from nexcache.telemetry.metrics import OTelMetrics
 from nexcache.telemetry.names import Tier
@@ -49,6 +51,8 @@ class Parts:
     scripted: Scripted | None
     refreshes: Refreshes
     metrics: OTelMetrics
+    explainer: Explainer
+    sampler: Sampler
 
 
 def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emitter | None = None) -> Parts:
@@ -108,6 +112,8 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         memory=lambda: held.size,
         available=lambda: {"redis": store.available} if store is not None else {"memory": True},
     )
+    recent, reasons = Recent(), Reasons()
+    emitter.subscribe(reasons.note, NotStored)
     return Parts(
         keys=keys,
         counts=counts,
@@ -120,11 +126,15 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         store=store if store is not None else local,
         started=_started(settings, store, signs=codec.signs),
         ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
-        recent=Recent(),
+        recent=recent,
         limits=LocalCounts(),
         scripted=store,
         refreshes=Refreshes(),
         metrics=metrics,
+        explainer=Explainer(keys=keys, entries=entries, recent=recent, reasons=reasons),
+        sampler=Sampler(
+            keys=keys, memory=lambda: entries.memory, shared=store, codec=codec, invalidations=invalidations
+        ),
     )
 
 

@@ -20,7 +20,7 @@ LAYERS: Final = {
     "I/O": (
         "stores.memory stores.redis stores.lane stores.faults invalidation.apply invalidation.generations "
         "invalidation.backplane invalidation.coherence invalidation.view entries fill collapse ledger refresh "
-        "rate_limit testing"
+        "rate_limit testing explain sample"
     ),
     "entry points": "middleware rate_limit_middleware fastapi ingest.hook ingest.otlp_endpoint admin.app admin.auth",
     "listeners": "telemetry.otel telemetry.metrics telemetry.log telemetry.configure",

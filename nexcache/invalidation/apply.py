@@ -93,10 +93,7 @@ class Invalidations:
 
         `strict` waits until no node answers from its memory what was invalidated.
         """
-        if not is_valid_id(tenant):
-            raise InvalidName(f"not a tenant's id: {tenant!a}")
-        if not targets:
-            raise ValueError('an invalidation needs a target: an operation, a tag, or "*" for the whole tenant')
+        _check(tenant, targets)
         started = time.perf_counter()
         tracing = self._emitter.tracing
         with tracing.invalidate() if tracing is not None else nullcontext(lambda _: None) as describe:
@@ -200,6 +197,25 @@ class Invalidations:
 
     async def _unlink(self, store: Store, tenant: str, targets: Targets) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
         """Resolve globs in this store's registry, and remove the tokens; returns what was invalidated, and these."""
+        words, tokens = await self._resolve(store, tenant, targets)
+        await store.unlink(tokens, message=self._message(tokens))
+        return words, tokens
+
+    async def preview(self, tenant: str, targets: Targets) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+        """Say what `apply` would invalidate now, in words and as generations, and change nothing.
+
+        Raises for bad names and no target as `apply` does, never for the store.
+        """
+        _check(tenant, targets)
+        if self._shared is not None:
+            try:
+                return await self._resolve(self._shared, tenant, targets)
+            except StoreError:
+                pass
+        return await self._resolve(self._local, tenant, targets)
+
+    async def _resolve(self, store: Store, tenant: str, targets: Targets) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+        """Resolve globs in this store's registry; returns the targets' words, and the generations to remove."""
         if targets.whole_tenant:
             names = frozenset(("*",))
         else:
@@ -212,9 +228,8 @@ class Invalidations:
                 else:
                     known = {name_of(member) for member in members}
                     names |= {name for name in known if any(matches(glob, name) for glob in globs)}
-        tokens = self._tokens(tenant, names, targets.tags)
-        await store.unlink(tokens, message=self._message(tokens))
-        return (*sorted(names), *sorted(f"tag:{tag}" for tag in targets.tags)), tokens
+        words = (*sorted(names), *sorted(f"tag:{tag}" for tag in targets.tags))
+        return words, self._tokens(tenant, names, targets.tags)
 
     def _message(self, tokens: Sequence[bytes]) -> bytes | None:
         return self._coherence.message(tokens) if self._coherence is not None else None
@@ -250,3 +265,10 @@ class Invalidations:
     def _widen(self, tenant: str, queued: dict[bytes, int]) -> None:
         queued.clear()
         queued.update(dict.fromkeys(self._tokens(tenant, frozenset(("*",)), frozenset()), self.failures))
+
+
+def _check(tenant: str, targets: Targets) -> None:
+    if not is_valid_id(tenant):
+        raise InvalidName(f"not a tenant's id: {tenant!a}")
+    if not targets:
+        raise ValueError('an invalidation needs a target: an operation, a tag, or "*" for the whole tenant')

@@ -68,6 +68,16 @@ class Usage:
     """Only a part of the keys was looked at, and the figures are projected from it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Keys that begin alike, as far as they were looked at."""
+
+    keys: Sequence[bytes]
+    factor: float
+    """How many keys of the store each of those stands for: 1 where all were looked at."""
+    complete: bool
+
+
 class Store(Protocol):
     """Bytes under keys, with expiry. Every call keeps the deadline it is given.
 
@@ -128,6 +138,12 @@ class Store(Protocol):
 
     async def usage(self, prefix: bytes, *, most: int) -> "Usage":
         """Count the values whose keys begin with `prefix`, looking at about `most` keys."""
+
+    async def names(self, prefix: bytes, *, most: int) -> Names:
+        """List the keys that begin with `prefix`, looking at about `most` keys; for people, not for requests."""
+
+    async def peek_many(self, keys: Sequence[bytes], *, longest: int) -> Sequence[bytes | None]:
+        """Read values of at most `longest` bytes, None for others; held up by no request, and holding up none."""
 
     async def health(self) -> StoreHealth:
         """Ask the store how it is; never raises StoreError."""

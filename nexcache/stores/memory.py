@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from nexcache.stores.base import Capture, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.base import Capture, Names, Reading, StoreHealth, Usage, new_token
 from nexcache.telemetry.names import Tier
 
 Value = TypeVar("Value")
@@ -268,6 +268,16 @@ class MemoryStore:
         del most
         held = [self._values.peek(key) or b"" for key in self._values if key.startswith(prefix)]
         return Usage(len(held), sum(map(len, held)), estimated=False)
+
+    async def names(self, prefix: bytes, *, most: int) -> Names:
+        """List the keys that begin with `prefix`."""
+        del most
+        return Names(tuple(key for key in self._values if key.startswith(prefix)), 1.0, complete=True)
+
+    async def peek_many(self, keys: Sequence[bytes], *, longest: int) -> Sequence[bytes | None]:
+        """Read values of at most `longest` bytes."""
+        values = [self._values.peek(key) for key in keys]
+        return [value if value is not None and len(value) <= longest else None for value in values]
 
     async def health(self) -> StoreHealth:
         """Say how much is held."""

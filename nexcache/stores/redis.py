@@ -18,7 +18,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
-from nexcache.stores.base import SENTINEL, Capture, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.base import SENTINEL, Capture, Names, Reading, StoreHealth, Usage, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.faults import classify
 from nexcache.stores.lane import Command, Epoch, Lane
@@ -36,6 +36,8 @@ _COLONS: Final = 3
 """How many colons the key of an entry has: `nexarch:<tenant>:<op>:<hash>`."""
 _HALF_LEASE: Final = 0.125
 """Seconds after which the server's history is read again."""
+_AT_ONCE: Final = 16
+"""Values that are read together where nobody waits for them."""
 _PROBE: Final = 0.5
 """Seconds between two attempts to reach a server that is away."""
 
@@ -329,6 +331,37 @@ class RedisStore:
                 (total,), _ = await self._call("stats", (("DBSIZE",),), deadline=None, waited_for=False)
                 factor = max(1.0, total / looked_at)
                 return Usage(round(entries * factor), round(size * factor), estimated=True)
+
+    async def names(self, prefix: bytes, *, most: int) -> Names:
+        """List keys with SCAN, in steps that hold up nobody."""
+        pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"
+        cursor, looked_at = b"0", 0
+        found: dict[bytes, None] = {}  # SCAN may give a key twice
+        while True:
+            (reply,), _ = await self._call(
+                "stats", (("SCAN", cursor, "MATCH", pattern, "COUNT", 500),), deadline=None, waited_for=False
+            )
+            cursor, keys = reply
+            looked_at += 500
+            found |= dict.fromkeys(keys)
+            if cursor == b"0":
+                return Names(tuple(found), 1.0, complete=True)
+            if looked_at >= most:
+                (total,), _ = await self._call("stats", (("DBSIZE",),), deadline=None, waited_for=False)
+                return Names(tuple(found), max(1.0, total / looked_at), complete=False)
+
+    async def peek_many(self, keys: Sequence[bytes], *, longest: int) -> Sequence[bytes | None]:
+        """Read what STRLEN says is short enough, a few values at a time."""
+        if not keys:
+            return ()
+        sizes, _ = await self._call("stats", [("STRLEN", key) for key in keys], deadline=None, waited_for=False)
+        wanted = [key for key, size in zip(keys, sizes, strict=True) if 0 < size <= longest]
+        values: dict[bytes, bytes | None] = {}
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            (read,), _ = await self._call("stats", (("MGET", *some),), deadline=None, waited_for=False)
+            values.update(zip(some, read, strict=True))
+        return [values.get(key) for key in keys]
 
     async def health(self) -> StoreHealth:
         """Ask the server for a PING, past the breaker."""

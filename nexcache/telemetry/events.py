@@ -77,6 +77,7 @@ class NotStored:
     operation: str
     tenant: str | None
     reason: NotStoredReason
+    key_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
