@@ -104,7 +104,7 @@ async def test_a_stored_answer_is_explained_by_the_very_key_it_is_stored_under(a
     assert told["invalidated_by"] == {"operations": ["*", "service"], "tags": ["env:prod", "service:café"]}
     usable = [copy for copy in told["copies"] if copy["usable"]]
     assert usable
-    assert all(copy["age"] == 0 and 295 < copy["ttl"] <= 300 and copy["status"] == 200 for copy in usable)
+    assert all(copy["age"] == 0 and 265 < copy["ttl"] <= 300 and copy["status"] == 200 for copy in usable)
 
 
 async def test_every_request_that_was_answered_is_explained_by_its_own_key(app: App) -> None:
