@@ -22,7 +22,7 @@ from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec, Undecodable
-from nexcache.stores.memory import Bounded, MemoryStore
+from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
 from nexcache.telemetry.names import Result, Tier
@@ -125,7 +125,7 @@ class Memory:
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
         self._entries: Bounded[Live] = Bounded(
-            max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left
+            max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left, owner=tenant_of
         )
         self.tier = tier
 

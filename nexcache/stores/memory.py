@@ -22,11 +22,32 @@ class Item(NamedTuple, Generic[Value]):
     size: int
 
 
+class _Share(Generic[Value]):
+    """What one owner holds, least recently used first."""
+
+    __slots__ = ("bytes", "items")
+
+    def __init__(self) -> None:
+        self.items: OrderedDict[bytes, Item[Value]] = OrderedDict()
+        self.bytes = 0
+
+
+def tenant_of(key: bytes) -> bytes:
+    """Return the segment of a key that names its tenant."""
+    begin = key.find(b":") + 1
+    return key[begin : key.find(b":", begin)]
+
+
+def _nobody(_key: bytes) -> bytes:
+    return b""
+
+
 class Bounded(Generic[Value]):
     """A mapping that never holds more than its bounds. Not a store: no tasks, no awaiting, one thread.
 
-    `max_bytes` and `max_entries` hold after every call. `left` is told how many items left for want of room
-    (`capacity`) or because their time was over (`expired`), and which.
+    `max_bytes` and `max_entries` hold after every call. Where room is needed, the least recently used item of the
+    owner that holds most leaves: nobody can drive out those who hold less. `left` is told how many items left for
+    want of room (`capacity`) or because their time was over (`expired`), and which.
     """
 
     def __init__(
@@ -36,43 +57,49 @@ class Bounded(Generic[Value]):
         max_entries: int,
         clock: Callable[[], float] = time.monotonic,
         left: Callable[[str, Value], None] | None = None,
+        owner: Callable[[bytes], bytes] = _nobody,
     ) -> None:
-        self._items: OrderedDict[bytes, Item[Value]] = OrderedDict()
+        self._shares: dict[bytes, _Share[Value]] = {}
+        self._heaviest: list[tuple[int, bytes]] = []
+        """A heap of owners by their bytes, negated; what is out of date is put right when it comes up."""
         self._expiries: list[tuple[float, bytes]] = []
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._clock = clock
         self._left = left
+        self._owner = owner
+        self._count = 0
         self.bytes = 0
 
     def __len__(self) -> int:
         """How many items are held, expired ones that nobody asked for included."""
-        return len(self._items)
+        return self._count
 
     def __contains__(self, key: bytes) -> bool:
         """Whether an item is held that has not expired."""
-        item = self._items.get(key)
+        item = self._item(key)
         return item is not None and item.expires_at > self._clock()
 
     def get(self, key: bytes) -> Value | None:
         """Return a value that has not expired, and note that it was used."""
-        item = self._items.get(key)
+        item = self._item(key)
         if item is None:
             return None
         if item.expires_at <= self._clock():
             self._remove(key, "expired")
             return None
-        self._items.move_to_end(key)
+        self.touch(key)
         return item.value
 
     def peek(self, key: bytes) -> Value | None:
         """Return a value that has not expired, without noting anything."""
-        item = self._items.get(key)
+        share = self._shares.get(self._owner(key))
+        item = share.items.get(key) if share is not None else None
         return item.value if item is not None and item.expires_at > self._clock() else None
 
     def touch(self, key: bytes) -> None:
         """Note that a value that is held was used."""
-        self._items.move_to_end(key)
+        self._shares[self._owner(key)].items.move_to_end(key)
 
     def put(self, key: bytes, value: Value, *, size: int, lifetime: float) -> bool:
         """Keep a value for `lifetime` seconds; False if it alone is over the bound, and nothing is kept."""
@@ -81,11 +108,18 @@ class Bounded(Generic[Value]):
         if size > self._max_bytes or self._max_entries < 1:
             return False
         now = self._clock()
-        self._items[key] = Item(value, now + lifetime, size)
-        self.bytes += size
+        owner = self._owner(key)
+        share = self._shares.get(owner)
+        if share is None:
+            share = self._shares[owner] = _Share()
+        share.items[key] = Item(value, now + lifetime, size)
+        self._count += 1
+        self._weigh(owner, share, size)
         heapq.heappush(self._expiries, (now + lifetime, key))
-        if len(self._expiries) > 2 * len(self._items) + 64:
-            self._expiries = [(item.expires_at, name) for name, item in self._items.items()]
+        if len(self._expiries) > 2 * self._count + 64:
+            self._expiries = [
+                (item.expires_at, name) for each in self._shares.values() for name, item in each.items.items()
+            ]
             heapq.heapify(self._expiries)
         self._expire(now)
         self._make_room()
@@ -93,56 +127,83 @@ class Bounded(Generic[Value]):
 
     def grow(self, key: bytes, *, by: int) -> None:
         """Count more bytes for an item that is held; it may itself have to leave."""
-        item = self._items.get(key)
-        if item is not None:
-            self._items[key] = item._replace(size=item.size + by)
-            self.bytes += by
+        owner = self._owner(key)
+        share = self._shares.get(owner)
+        item = share.items.get(key) if share is not None else None
+        if share is not None and item is not None:
+            share.items[key] = item._replace(size=item.size + by)
+            self._weigh(owner, share, by)
             self._make_room()
 
     def pop(self, key: bytes) -> Value | None:
         """Remove an item on purpose."""
-        item = self._items.pop(key, None)
-        if item is None:
+        owner = self._owner(key)
+        share = self._shares.get(owner)
+        item = share.items.pop(key, None) if share is not None else None
+        if share is None or item is None:
             return None
+        self._count -= 1
         self.bytes -= item.size
+        share.bytes -= item.size
+        if not share.items:
+            del self._shares[owner]
         return item.value
 
     def size_of(self, key: bytes) -> int:
         """Return what an item counts against the bound; 0 where there is none."""
-        item = self._items.get(key)
+        item = self._item(key)
         return item.size if item is not None else 0
 
     def remaining(self, key: bytes) -> float:
         """Return the seconds for which an item will still be held; 0 where there is none."""
-        item = self._items.get(key)
+        item = self._item(key)
         return max(0.0, item.expires_at - self._clock()) if item is not None else 0.0
 
     def clear(self) -> None:
         """Forget everything."""
-        self._items.clear()
+        self._shares.clear()
+        self._heaviest.clear()
         self._expiries.clear()
-        self.bytes = 0
+        self._count = self.bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        """Give the keys, least recently used first."""
-        return iter(tuple(self._items))
+        """Give the keys, owner by owner; those of one owner least recently used first."""
+        return iter([key for share in self._shares.values() for key in share.items])
+
+    def _item(self, key: bytes) -> Item[Value] | None:
+        share = self._shares.get(self._owner(key))
+        return share.items.get(key) if share is not None else None
+
+    def _weigh(self, owner: bytes, share: _Share[Value], by: int) -> None:
+        share.bytes += by
+        self.bytes += by
+        heapq.heappush(self._heaviest, (-share.bytes, owner))
+        if len(self._heaviest) > 2 * len(self._shares) + 64:
+            self._heaviest = [(-each.bytes, name) for name, each in self._shares.items()]
+            heapq.heapify(self._heaviest)
 
     def _make_room(self) -> None:
-        while self.bytes > self._max_bytes or len(self._items) > self._max_entries:
-            self._remove(next(iter(self._items)), "capacity")
+        while self.bytes > self._max_bytes or self._count > self._max_entries:
+            weight, owner = heapq.heappop(self._heaviest)
+            share = self._shares.get(owner)
+            if share is None or -weight < share.bytes:
+                continue  # it is gone, or has grown since and stands in the heap once more
+            if -weight == share.bytes:
+                self._remove(next(iter(share.items)), "capacity")
+            if owner in self._shares:
+                heapq.heappush(self._heaviest, (-share.bytes, owner))
 
     def _expire(self, now: float) -> None:
         while self._expiries and self._expiries[0][0] <= now:
             expires_at, key = heapq.heappop(self._expiries)
-            item = self._items.get(key)
+            item = self._item(key)
             if item is not None and item.expires_at == expires_at:
                 self._remove(key, "expired")
 
     def _remove(self, key: bytes, reason: str) -> None:
-        item = self._items.pop(key)
-        self.bytes -= item.size
-        if self._left is not None:
-            self._left(reason, item.value)
+        value = self.pop(key)
+        if self._left is not None and value is not None:
+            self._left(reason, value)
 
 
 class MemoryStore:
@@ -158,7 +219,9 @@ class MemoryStore:
         max_registries: int = 20_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._values: Bounded[bytes] = Bounded(max_bytes=max_bytes, max_entries=max_entries, clock=clock)
+        self._values: Bounded[bytes] = Bounded(
+            max_bytes=max_bytes, max_entries=max_entries, clock=clock, owner=tenant_of
+        )
         self._registries: OrderedDict[bytes, set[bytes]] = OrderedDict()
         self._complete: set[bytes] = set()
         self._max_registries = max_registries

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nexcache.stores.base import Store
-from nexcache.stores.memory import Bounded, MemoryStore
+from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.testing import FakeClock, StoreContract
 
 
@@ -43,6 +43,7 @@ class BoundedModel(RuleBasedStateMachine):
             max_entries=self.MAX_ENTRIES,
             clock=self.clock,
             left=lambda reason, value: self.left.append((reason, value)),
+            owner=lambda key: key[:1] if key < b"e" else b"others",
         )
         self.model: dict[bytes, tuple[int, float]] = {}
         self.count = 0
@@ -107,6 +108,16 @@ class BoundedModel(RuleBasedStateMachine):
         assert len(self.bounded._expiries) <= 2 * self.MAX_ENTRIES + 64
 
     @invariant()
+    def the_shares_are_all_there_is(self) -> None:
+        shares = self.bounded._shares
+        assert self.bounded.bytes == sum(share.bytes for share in shares.values())
+        assert len(self.bounded) == sum(len(share.items) for share in shares.values())
+        assert all(share.items for share in shares.values())
+        assert len(self.bounded._heaviest) <= 2 * len(shares) + 64
+        known = {owner: max(-weight for weight, each in self.bounded._heaviest if each == owner) for owner in shares}
+        assert all(known[owner] >= share.bytes for owner, share in shares.items())
+
+    @invariant()
     def nothing_leaves_twice(self) -> None:
         assert len(self.left) == len(set(self.left))
 
@@ -136,6 +147,43 @@ def test_the_least_recently_used_leaves_first() -> None:
 
     assert left == [("capacity", "b"), ("capacity", "a")]
     assert list(items) == [b"d", b"c", b"e"]
+
+
+def test_who_holds_most_makes_room_and_nobody_else() -> None:
+    """A tenant that floods the memory drives out its own entries only."""
+    items, _, left = bounded(max_bytes=20_000, max_entries=1_000, owner=lambda key: key[:1])
+    for number in range(5):
+        items.put(b"quiet %d" % number, f"quiet {number}", size=700, lifetime=60)
+    for number in range(1_000):
+        items.put(b"noisy %d" % number, f"noisy {number}", size=100, lifetime=60)
+
+    assert [value for _, value in left] == [f"noisy {number}" for number in range(len(left))]
+    assert len(left) > 900
+    assert all(items.peek(b"quiet %d" % number) for number in range(5))
+
+
+def test_equal_owners_share_the_room_equally() -> None:
+    items, _, _ = bounded(max_bytes=30_000, max_entries=1_000, owner=lambda key: key[:1])
+    for number in range(300):
+        for owner in b"abc":
+            items.put(bytes((owner,)) + b"%d" % number, "x", size=100, lifetime=60)
+
+    held = [sum(key.startswith(bytes((owner,))) for key in items) for owner in b"abc"]
+    assert max(held) - min(held) <= 1
+    assert sum(held) > 90
+
+
+@pytest.mark.parametrize(
+    ("key", "tenant"),
+    [
+        (b"nexarch:acme:overview:0a1b", b"acme"),
+        (b"nexarch:acme:@tag:x%3Ay", b"acme"),
+        (b"nexarch:{acme}:overview:0a1b", b"{acme}"),
+        (b"nexarch:a%3Ab:@any", b"a%3Ab"),
+    ],
+)
+def test_the_tenant_is_read_from_a_key(key: bytes, tenant: bytes) -> None:
+    assert tenant_of(key) == tenant
 
 
 def test_what_is_expired_leaves_before_what_is_used_little() -> None:
@@ -202,7 +250,7 @@ def test_the_heap_always_knows_the_next_expiry(puts: list[tuple[int, float]]) ->
     items, _, _ = bounded()
     for number, lifetime in puts:
         items.put(b"%d" % number, "x", size=1, lifetime=lifetime)
-    held = {name: item.expires_at for name, item in items._items.items()}
+    held = {name: item.expires_at for share in items._shares.values() for name, item in share.items.items()}
     for name, expires_at in held.items():
         assert (expires_at, name) in items._expiries
     if items._expiries:
