@@ -21,7 +21,7 @@ from nexcache.policy import LONGEST
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
 from nexcache.stores.base import Reading, Store
-from nexcache.stores.codec import Codec, Undecodable
+from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
@@ -259,6 +259,13 @@ class Local:
         return True if self.memory.keep(key, entry, counts, lifetime=entry.response.ttl) else None
 
 
+class Seals(Protocol):
+    """Gives each tenant's encryption."""
+
+    async def of(self, tenant: str, *, deadline: float | None = None) -> Seal:
+        """Return a tenant's seal; raises StoreError."""
+
+
 class Shared:
     """Entries in a store that other processes use too."""
 
@@ -270,8 +277,10 @@ class Shared:
         codec: Codec,
         emitter: Emitter,
         observe: Callable[[Sequence[bytes], Reading], None],
+        vault: Seals | None = None,
     ) -> None:
         self._observe = observe
+        self._vault = vault
         self._store = store
         self._generations = generations
         self._codec = codec
@@ -286,7 +295,7 @@ class Shared:
         self._observe(key.generations, Reading(tokens, reading.epoch, reading.sent_at))
         current = {name: seen(token, reading.epoch) for name, token in zip(key.generations, tokens, strict=True)}
         if value is not None:
-            entry = self._codec.decode(key.name, value)
+            entry = self._codec.decode(key.name, value, await self._seal(key.tenant, deadline))
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
             elif entry.request == key.request and dict(entry.generations) == current:
@@ -297,7 +306,9 @@ class Shared:
     async def inspect(self, key: CacheKey) -> Inspection:
         """Say what is held for a key, and change nothing; raises StoreError."""
         (value,) = (await self._store.read((key.name,))).values
-        decoded = self._codec.decode(key.name, value) if value is not None else None
+        decoded = None
+        if value is not None:
+            decoded = self._codec.decode(key.name, value, await self._seal(key.tenant))
         entry, why = None, "absent" if value is None else None
         if isinstance(decoded, Undecodable):
             why = decoded.reason
@@ -328,8 +339,12 @@ class Shared:
         if tokens != [token for _, token in entry.generations]:
             return False
         ttl_ms = int(min(entry.response.ttl, LONGEST) * 1000)
-        await self._store.write(key.name, self._codec.encode(key.name, entry), ttl_ms=ttl_ms)
+        value = self._codec.encode(key.name, entry, await self._seal(key.tenant))
+        await self._store.write(key.name, value, ttl_ms=ttl_ms)
         return True
+
+    async def _seal(self, tenant: str, deadline: float | None = None) -> Seal | None:
+        return None if self._vault is None else await self._vault.of(tenant, deadline=deadline)
 
 
 class Entries:

@@ -252,6 +252,11 @@ class KeySpace:
         """Return the key of the set of a tenant's operations."""
         return self.prefix(tenant) + b"@ops"
 
+    def salt(self, tenant: str) -> bytes:
+        """Return the key of the salt that a tenant's encryption key is derived from."""
+        encoded = segment(tenant)
+        return b"nexarch.key:{" + encoded + b"}" if self._cluster else b"nexarch.key:" + encoded
+
     def limits(self, tenant: str) -> bytes:
         """Return what the keys of a tenant's rate limits begin with; no invalidation reaches them."""
         encoded = segment(tenant)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nexcache.entries import Memory
+from nexcache.entries import Memory, Seals
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import seen
@@ -87,19 +87,21 @@ class Sampler:
         shared: Store | None,
         codec: Codec,
         invalidations: Invalidations,
+        vault: Seals | None = None,
     ) -> None:
         self._keys = keys
         self._memory = memory
         self._shared = shared
         self._codec = codec
         self._invalidations = invalidations
+        self._vault = vault
 
     async def of(self, tenant: str) -> Sample:
         """Look at a tenant's entries; never raises for the store."""
         prefix = self._keys.prefix(tenant)
         if self._shared is not None:
             try:
-                return await self._stored(self._shared, prefix)
+                return await self._stored(self._shared, tenant, prefix)
             except StoreError:
                 return self._held(prefix, estimated=True)
         return self._held(prefix, estimated=False)
@@ -145,13 +147,14 @@ class Sampler:
         ]
         return Sample(found, estimated or len(found) >= LOOKED_AT)
 
-    async def _stored(self, store: Store, prefix: bytes) -> Sample:
+    async def _stored(self, store: Store, tenant: str, prefix: bytes) -> Sample:
+        seal = await self._vault.of(tenant) if self._vault is not None else None
         names = await store.names(prefix, most=LOOKED_AT)
         keys = sorted(key for key in names.keys if _is_entry(key, prefix))
         read = keys[:: -(-len(keys) // READ) or 1]
         entries: dict[bytes, Entry] = {}
         for key, value in zip(read, await store.peek_many(read, longest=_LONGEST), strict=True):
-            entry = self._codec.decode(key, value) if value is not None else None
+            entry = self._codec.decode(key, value, seal) if value is not None else None
             if entry is not None and not isinstance(entry, Undecodable):
                 entries[key] = entry
         current = await _current(store, {name for entry in entries.values() for name, _ in entry.generations})

@@ -16,7 +16,13 @@ from nexcache.errors import ConfigurationError
 from nexcache.policy import LONGEST, seconds, size_in_bytes
 from nexcache.tenants import ApiKey
 
-FROM_FILES: Final = ("REDIS_URL", "REDIS_PASSWORD", "CACHE_NAMESPACE_SECRET", "CACHE_SIGNING_KEYS")
+FROM_FILES: Final = (
+    "REDIS_URL",
+    "REDIS_PASSWORD",
+    "CACHE_NAMESPACE_SECRET",
+    "CACHE_SIGNING_KEYS",
+    "CACHE_ENCRYPTION_KEYS",
+)
 """Secrets that may be in a file: `REDIS_PASSWORD_FILE` names the file that holds what `REDIS_PASSWORD` would."""
 
 _T = TypeVar("_T")
@@ -73,6 +79,10 @@ class Settings(BaseSettings):
         default_factory=dict, validation_alias=AliasChoices("CACHE_SIGNING_KEYS")
     )
     """`id:secret,id:secret`: the first signs, all verify."""
+    encryption_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict, validation_alias=AliasChoices("CACHE_ENCRYPTION_KEYS")
+    )
+    """`id:secret,id:secret`: the first encrypts, all decrypt. Needs the extra `crypto`."""
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field((), validation_alias=AliasChoices("CACHE_API_KEYS"))
     """`tenant=sha256:<hex>,…`: hashed API keys."""
     api_keys_file: Path | None = Field(None, validation_alias=AliasChoices("CACHE_API_KEYS_FILE"))
@@ -145,7 +155,7 @@ class Settings(BaseSettings):
             raise ValueError("must be a host's name or address, without scheme and port")
         return value
 
-    @field_validator("signing_keys", mode="before")
+    @field_validator("signing_keys", "encryption_keys", mode="before")
     @classmethod
     def _ring(cls, value: Any) -> Any:
         if not isinstance(value, str):

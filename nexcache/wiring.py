@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Local, Memory, Shared
+from nexcache.errors import ConfigurationError
 from nexcache.explain import Explainer, Reasons
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
@@ -29,6 +30,7 @@ from nexcache.telemetry.otel import OTelTracing
 if TYPE_CHECKING:
     from nexcache.invalidation.coherence import Coherence
     from nexcache.stores.redis import RedisStore
+    from nexcache.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Parts:
     limits: LocalCounts
     scripted: Scripted | None
     refreshes: Refreshes
+    vault: "Vault | None"
     metrics: OTelMetrics
     explainer: Explainer
     sampler: Sampler
@@ -76,13 +79,21 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
     invalidations = Invalidations(
         keys=keys, local=local, shared=store, coherence=coherence, emitter=emitter, counts=counts
     )
+    vault = _vault(settings, store, keys)
     generations: tuple[Generations, ...] = (local_generations,)
     shared = l1 = None
     if store is not None:
         observe = coherence.observe if coherence is not None else _observe_nothing
         shared_generations = Generations(store, keys, observe=observe)
         generations = (local_generations, shared_generations)
-        shared = Shared(store=store, generations=shared_generations, codec=codec, emitter=emitter, observe=observe)
+        shared = Shared(
+            store=store,
+            generations=shared_generations,
+            codec=codec,
+            emitter=emitter,
+            observe=observe,
+            vault=vault,
+        )
         if coherence is not None:
             l1 = Memory(
                 generations=coherence.view,
@@ -130,10 +141,16 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         limits=LocalCounts(),
         scripted=store,
         refreshes=Refreshes(),
+        vault=vault,
         metrics=metrics,
         explainer=Explainer(keys=keys, entries=entries, recent=recent, reasons=reasons),
         sampler=Sampler(
-            keys=keys, memory=lambda: entries.memory, shared=store, codec=codec, invalidations=invalidations
+            keys=keys,
+            memory=lambda: entries.memory,
+            shared=store,
+            codec=codec,
+            invalidations=invalidations,
+            vault=vault,
         ),
     )
 
@@ -150,6 +167,22 @@ def _coherence(settings: Settings, store: "RedisStore | None", emitter: Emitter)
     return Coherence(
         store=store, view=view, backplane=Backplane(store.connect, store=store, view=view, emitter=emitter)
     )
+
+
+def _vault(settings: Settings, store: "RedisStore | None", keys: KeySpace) -> "Vault | None":
+    """Make what encrypts values in the store; None where there are no keys, or no store."""
+    if store is None or not settings.encryption_keys:
+        return None
+    try:
+        from nexcache.stores.sealing import KeyRing  # noqa: PLC0415 - the extra may be missing
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] != "cryptography":
+            raise
+        raise ConfigurationError("CACHE_ENCRYPTION_KEYS needs an extra: pip install 'nexcache[crypto]'") from None
+    from nexcache.vault import Vault  # noqa: PLC0415 - as above
+
+    ring = {kid: secret.get_secret_value().encode() for kid, secret in settings.encryption_keys.items()}
+    return Vault(KeyRing(ring), store=store, keys=keys)
 
 
 def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:

@@ -20,7 +20,7 @@ LAYERS: Final = {
     "I/O": (
         "stores.memory stores.redis stores.lane stores.faults invalidation.apply invalidation.generations "
         "invalidation.backplane invalidation.coherence invalidation.view entries fill collapse ledger refresh "
-        "rate_limit testing explain sample"
+        "rate_limit vault stores.sealing testing explain sample"
     ),
     "entry points": "middleware rate_limit_middleware fastapi ingest.hook ingest.otlp_endpoint admin.app admin.auth",
     "listeners": "telemetry.otel telemetry.metrics telemetry.log telemetry.configure",
@@ -50,6 +50,7 @@ OWNERS: Final = {
     "msgpack": frozenset(("stores.codec", "invalidation.backplane")),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),
+    "cryptography": frozenset(("stores.sealing",)),
 }
 """Who may import a distribution; the demo is an application of its own and may import any."""
 DANGEROUS: Final = frozenset(("pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"))

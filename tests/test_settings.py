@@ -82,6 +82,7 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_NAMESPACE_VERSION", "v2", "namespace_version", "v2"),
         ("CACHE_NAMESPACE_SECRET", "secret", "namespace_secret", SecretStr("secret")),
         ("CACHE_SIGNING_KEYS", "a:" + "x" * 16, "signing_keys", {"a": SecretStr("x" * 16)}),
+        ("CACHE_ENCRYPTION_KEYS", "a:" + "x" * 16, "encryption_keys", {"a": SecretStr("x" * 16)}),
         ("CACHE_API_KEYS", f"acme=sha256:{DIGEST}", "api_keys", (ApiKey("acme", DIGEST),)),
         ("CACHE_API_KEYS_FILE", __file__, None, None),
     ],
@@ -469,6 +470,7 @@ def test_any_url_is_taken_apart_or_refused(url: str) -> None:
             "signing_keys",
             {"a": SecretStr("x" * 16), "b": SecretStr("y" * 16)},
         ),
+        ("CACHE_ENCRYPTION_KEYS", f"e:{'x' * 16}", "encryption_keys", {"e": SecretStr("x" * 16)}),
     ],
 )
 def test_a_secret_may_be_in_a_file(

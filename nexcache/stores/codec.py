@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgpack
 
@@ -25,9 +25,19 @@ _OLDEST: Final = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A value that is not used, and why: `corrupt`, `forged`, `newer`, `older`."""
+    """A value that is not used, and why: `corrupt`, `forged`, `sealed` (with another key), `newer`, `older`."""
 
     reason: str
+
+
+class Seal(Protocol):
+    """Encrypts values; the name is bound to them, so that one cannot be put in another's place."""
+
+    def seal(self, name: bytes, plain: bytes) -> bytes:
+        """Encrypt."""
+
+    def open(self, name: bytes, sealed: bytes) -> bytes | None:
+        """Decrypt; None for what was not sealed under this name with one of the keys."""
 
 
 class Codec:
@@ -42,8 +52,8 @@ class Codec:
         """Whether a forged value is refused, not only a corrupt one."""
         return bool(self._keys)
 
-    def encode(self, key: bytes, entry: Entry) -> bytes:
-        """Write an entry down for this key."""
+    def encode(self, key: bytes, entry: Entry, seal: Seal | None = None) -> bytes:
+        """Write an entry down for this key, encrypted where there is a seal."""
         response = entry.response
         payload = msgpack.packb(
             (
@@ -59,9 +69,11 @@ class Codec:
                 response.body,
             )
         )
+        if seal is not None:
+            payload = seal.seal(key, payload)
         return bytes(msgpack.packb((VERSION, self._kid, self._mac(self._kid, key, payload), payload)))
 
-    def decode(self, key: bytes, value: bytes) -> Entry | Undecodable:
+    def decode(self, key: bytes, value: bytes, seal: Seal | None = None) -> Entry | Undecodable:
         """Read an entry of this key; never raises, whatever the bytes are."""
         envelope = _unpack(value)
         if not isinstance(envelope, tuple) or not envelope or type(envelope[0]) is not int:
@@ -79,6 +91,11 @@ class Codec:
             return Undecodable("forged")
         if not compare_digest(mac, self._mac(kid, key, payload)):
             return Undecodable("forged" if kid else "corrupt")
+        if seal is not None:
+            opened = seal.open(key, payload)
+            if opened is None:
+                return Undecodable("sealed")
+            payload = opened
         return _entry(_unpack(payload)) or Undecodable("corrupt")
 
     def _mac(self, kid: str, key: bytes, payload: bytes) -> bytes:
