@@ -2,29 +2,33 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from weakref import WeakSet
 
+from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
 from nexcache.explain import Behind, Explanation, scope_of
+from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
+from nexcache.ladder import rung_of
 from nexcache.ledger import Statistics
 from nexcache.policy import Policy, seconds
 from nexcache.rate_limit import Algorithm, Rate, RateLimit
 from nexcache.refresh import Recent, Refreshes, Target, Warmed
-from nexcache.sample import Preview
+from nexcache.sample import Preview, Sample
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
 from nexcache.telemetry.counts import Counts
-from nexcache.telemetry.events import Emitter
+from nexcache.telemetry.events import Emitter, Stopped
 from nexcache.telemetry.names import Trigger
-from nexcache.wiring import build
+from nexcache.telemetry.prometheus import CONTENT_TYPE
+from nexcache.wiring import build, version
 
 if TYPE_CHECKING:
     from nexcache.stores.redis import RedisStore
@@ -113,15 +117,18 @@ class NexCache:
             self._told = True
             self.emitter.emit(self._parts.started)
         self._parts.ledger.start()
+        self._parts.watch.start()
         if self._parts.coherence is not None:
             self._parts.coherence.start()
 
     async def aclose(self) -> None:
         """Let computations finish, deliver what is queued, and close the sockets."""
+        self.emitter.emit(Stopped())
         await self._parts.refreshes.aclose()
         await self._parts.flights.aclose(_GRACE)
         await self._parts.invalidations.aclose()
         await self._parts.ledger.aclose()
+        await self._parts.watch.aclose()
         if self._parts.coherence is not None:
             await self._parts.coherence.aclose()
         await self._parts.store.aclose()
@@ -213,6 +220,29 @@ class NexCache:
             tuple(self._apps), tenant, scope, principal=principal, complete=complete
         )
 
+    async def sample(self, tenant: str) -> Sample:
+        """Take a bounded look at what a tenant has stored; never raises for the store."""
+        return await self._parts.sampler.of(tenant)
+
+    async def tenants(self) -> tuple[frozenset[str], bool]:
+        """Return the tenants that this process or the store knows of, and whether these are all."""
+        stored, complete = await self._parts.sampler.tenants()
+        return stored | {tenant for tenant, _, _ in self.counts if tenant}, complete
+
+    def metrics_text(self, tenant: str | None = None) -> tuple[str, str]:
+        """Return this process's metrics for Prometheus, and their media type; of all tenants (None) or one."""
+        return self._parts.prometheus.render(tenant), CONTENT_TYPE
+
+    @property
+    def alerts(self) -> Sequence[Alert]:
+        """The alerts of this process and their state."""
+        return self._parts.watch.alerts
+
+    @property
+    def version(self) -> str:
+        """NexCache's version."""
+        return version()
+
     def disable(self, operation: str) -> None:
         """Send all requests of an operation to the app from now on, in this process."""
         self._disabled.add(operation)
@@ -235,24 +265,44 @@ class NexCache:
             *(app.operations for app in self._apps), await self._parts.invalidations.operations(tenant)
         )
 
-    async def warm(self, tenant: str, operation: str, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> Warmed:
+    async def warm(
+        self,
+        tenant: str,
+        operation: str,
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        progress: Callable[[Warmed], None] | None = None,
+    ) -> Warmed:
         """Compute an operation's recent requests again, with the permissions that these header fields give.
 
         The requests are those that this process has seen; the app is called in process, a few at a time, and
-        decides as for any request of the sender. Nothing that is requested elsewhere or from outside.
+        decides as for any request of the sender. Nothing that is requested elsewhere or from outside. `progress` is
+        told after each of them how far it is.
         """
         started = time.perf_counter()
         targets = self._parts.recent.of(tenant, operation)
         apps = [app for app in self._apps if operation in app.operations]
         gate = asyncio.Semaphore(_WARMED_AT_ONCE)
 
-        async def refresh(target: Target) -> bool:
-            async with gate:
-                return any([await app.refresh(tenant, target, headers) for app in apps])
+        refreshed = done = 0
 
-        refreshed = sum(await asyncio.gather(*(refresh(target) for target in targets)))
-        ms = (time.perf_counter() - started) * 1000
-        return Warmed(operation, len(targets), refreshed, len(targets) - refreshed, round(ms, 3))
+        def so_far() -> Warmed:
+            ms = (time.perf_counter() - started) * 1000
+            return Warmed(operation, len(targets), refreshed, done - refreshed, round(ms, 3))
+
+        async def refresh(target: Target) -> None:
+            nonlocal refreshed, done
+            async with gate:
+                kept = any([await app.refresh(tenant, target, headers) for app in apps])
+                refreshed += kept
+                done += 1
+                if progress is not None:
+                    progress(so_far())
+
+        async with asyncio.TaskGroup() as group:
+            for target in targets:
+                group.create_task(refresh(target))
+        return so_far()
 
     # --- rate limits ---------------------------------------------------------------------------------------
 
@@ -295,3 +345,25 @@ class NexCache:
     async def health(self) -> StoreHealth:
         """Ask the store how it is."""
         return await self._parts.store.health()
+
+    async def status(self) -> Health:
+        """Ask the store how it is, and say in which state the cache answers."""
+        parts = self._parts
+        store = await parts.store.health()
+        backplane = parts.coherence.connected if parts.coherence is not None else None
+        return Health(
+            store=store,
+            state=rung_of(
+                enabled=self.enabled,
+                available=store.available,
+                backplane=backplane,
+                response_time=store.response_time_ms / 1000,
+                timeout=self.settings.op_timeout_ms / 1000,
+            ),
+            backplane=backplane,
+            queued=parts.invalidations.queued,
+            running=parts.flights.running,
+            listener_failures=self.emitter.failures,
+            tracing_failures=parts.tracing.failures,
+            alerts=tuple(alert.rule.name for alert in self.alerts if alert.firing),
+        )

@@ -246,7 +246,11 @@ def scope_of(
     """
     if isinstance(request, str):
         raw, _, query = request.partition("?")
-        if not raw.startswith("/") or len(request) > _LONGEST_PATH or not request.isprintable() or "#" in request:
+        if (
+            not raw.startswith("/")
+            or len(request) > _LONGEST_PATH
+            or not all("!" <= char <= "~" and char != "#" for char in request)
+        ):
             raise ValueError('a request is named by its path and query, such as "/api/v1/dashboard?range=1h"')
         raw_path = raw.encode()
         request = {

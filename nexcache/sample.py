@@ -4,7 +4,7 @@ Counts are exact where everything could be looked at; otherwise a part was read 
 and the answer says so. It is for people: no request waits for it, and its cost has a bound.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +39,7 @@ class Seen:
     """Every generation that it depends on is there and equal: it may be served."""
     weight: float = 1.0
     """How many entries it stands for."""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +113,14 @@ class Sampler:
         sample = await self.of(tenant)
         removed = frozenset(tokens) - {self._keys.of_any(tenant)}
         of_tags = {self._keys.of_tag(tenant, tag): tag for tag in targets.tags}
-        operations: Counter[str] = Counter()
-        tags: Counter[str] = Counter(dict.fromkeys(targets.tags, 0))
+        operations: dict[str, float] = defaultdict(float)
+        tags: dict[str, float] = dict.fromkeys(targets.tags, 0.0)
         for each in sample.entries:
             reached = removed.intersection(name for name, _ in each.entry.generations)
             if each.live and reached:
-                operations[each.operation] += each.weight  # type: ignore[assignment]  # rounded below
+                operations[each.operation] += each.weight
                 for name in reached & of_tags.keys():
-                    tags[of_tags[name]] += each.weight  # type: ignore[assignment]  # rounded below
+                    tags[of_tags[name]] += each.weight
         rounded = {name: round(number) for name, number in sorted(operations.items())}
         return Preview(
             words,
@@ -143,7 +144,8 @@ class Sampler:
 
     def _held(self, prefix: bytes, *, estimated: bool) -> Sample:
         found = [
-            Seen(_operation(name), name, entry, live) for name, entry, live in self._memory().held(prefix, LOOKED_AT)
+            Seen(_operation(name), name, entry, live, tags=_tags(entry, prefix))
+            for name, entry, live in self._memory().held(prefix, LOOKED_AT)
         ]
         return Sample(found, estimated or len(found) >= LOOKED_AT)
 
@@ -167,6 +169,7 @@ class Sampler:
                 entry,
                 all(current.get(name) == token for name, token in entry.generations),
                 names.factor * of_each[_operation(key)] / of_read[_operation(key)],
+                _tags(entry, prefix),
             )
             for key, entry in entries.items()
         ]
@@ -184,6 +187,11 @@ async def _current(store: Store, names: Iterable[bytes]) -> dict[bytes, bytes | 
 
 def _is_entry(key: bytes, prefix: bytes) -> bool:
     return key.count(b":") == _SEGMENTS - 1 and not key.startswith(prefix + b"@")
+
+
+def _tags(entry: Entry, prefix: bytes) -> tuple[str, ...]:
+    tagged = prefix + b"@tag:"
+    return tuple(name_of(name.removeprefix(tagged)) for name, _ in entry.generations if name.startswith(tagged))
 
 
 def _operation(key: bytes) -> str:

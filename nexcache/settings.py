@@ -22,6 +22,7 @@ FROM_FILES: Final = (
     "CACHE_NAMESPACE_SECRET",
     "CACHE_SIGNING_KEYS",
     "CACHE_ENCRYPTION_KEYS",
+    "CACHE_ALERT_WEBHOOK",
 )
 """Secrets that may be in a file: `REDIS_PASSWORD_FILE` names the file that holds what `REDIS_PASSWORD` would."""
 
@@ -88,6 +89,15 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, validation_alias=AliasChoices("CACHE_API_KEYS_FILE"))
     """One hashed key per line; `#` begins a comment."""
 
+    alert_webhook: SecretStr | None = Field(None, validation_alias=AliasChoices("CACHE_ALERT_WEBHOOK"))
+    """Where alerts are posted as JSON; a secret, because such URLs often hold one."""
+    alert_interval_seconds: float = Field(15.0, ge=1, validation_alias=AliasChoices("CACHE_ALERT_INTERVAL_SECONDS"))
+    alert_after_seconds: float = Field(60.0, ge=0, validation_alias=AliasChoices("CACHE_ALERT_AFTER_SECONDS"))
+    alert_hit_rate: float = Field(0.5, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_HIT_RATE"))
+    alert_error_rate: float = Field(0.05, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_ERROR_RATE"))
+    alert_staleness_seconds: float = Field(5.0, ge=0, validation_alias=AliasChoices("CACHE_ALERT_STALENESS_SECONDS"))
+    alert_fullness: float = Field(0.9, gt=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_FULLNESS"))
+
     def __init__(self, **values: Any) -> None:
         wrong = None
         try:
@@ -132,7 +142,21 @@ class Settings(BaseSettings):
             durations[_upper(name)] = ttl
         return durations
 
-    @field_validator("ttl_seconds", "fallback_ttl_seconds", mode="before")
+    @field_validator("alert_webhook")
+    @classmethod
+    def _is_web(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must be an http:// or https:// URL")
+        return value
+
+    @field_validator(
+        "ttl_seconds",
+        "fallback_ttl_seconds",
+        "alert_interval_seconds",
+        "alert_after_seconds",
+        "alert_staleness_seconds",
+        mode="before",
+    )
     @classmethod
     def _duration(cls, value: Any) -> float:
         duration = _quietly(seconds, value)

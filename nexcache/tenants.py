@@ -6,8 +6,10 @@ an authenticated identity first, a header only if a trusted proxy sets it.
 
 import inspect
 import re
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, TypeAlias
@@ -21,7 +23,10 @@ Resolver: TypeAlias = Callable[[Scope], str | Awaitable[str | None] | None]
 LONGEST_ID: Final = 150
 """Bytes of UTF-8, as Loki, Mimir and Tempo have it."""
 
-_KEY: Final = re.compile(r"(?P<tenant>[^=]+)=sha256:(?P<digest>[0-9a-fA-F]{64})")
+_KEY: Final = re.compile(
+    r"(?P<tenant>[^=]+)=sha256:(?P<digest>[0-9a-fA-F]{64})"
+    r"(?:;id=(?P<id>[A-Za-z0-9_.-]{1,64}))?(?:;expires=(?P<expires>[0-9TZ:.+-]{10,40}))?(?P<operator>;role=operator)?"
+)
 
 
 def is_valid_id(tenant: object) -> bool:
@@ -86,22 +91,45 @@ def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One API key of a tenant, known by its SHA-256 only."""
+    """One API key of a tenant, or of an operator, known by its SHA-256 only. A tenant may have several at a time."""
 
     tenant: str
+    """Whose key it is; the operator's name where it is one's."""
     digest: str
+    name: str = ""
+    """What logs call the key; without one it is the first digits of its digest."""
+    expires: float | None = None
+    """Seconds since the epoch after which it is nobody's."""
+    operator: bool = False
+    """It may name any tenant to the admin endpoints, and is of none itself."""
+
+    @property
+    def id(self) -> str:
+        """What tells this key from others without telling the key."""
+        return self.name or self.digest[:8]
 
     @classmethod
     def parse(cls, text: str) -> "ApiKey":
-        """Read `tenant=sha256:<64 hex digits>`; raises ConfigurationError, without repeating the text."""
+        """Read `tenant=sha256:<64 hex digits>[;id=NAME][;expires=2027-01-31][;role=operator]`.
+
+        An expiry without a zone is UTC. Raises ConfigurationError, without repeating the text.
+        """
         match = _KEY.fullmatch(text.strip())
         if match is None:
             raise ConfigurationError(
-                "an API key is written tenant=sha256:<64 hex digits>; `nexcache key TENANT` makes one"
+                "an API key is written tenant=sha256:<64 hex digits>, then ;id=, ;expires= and ;role=operator where "
+                "they are needed; `nexcache key TENANT` makes one"
             )
         if not is_valid_id(match["tenant"]):
             raise ConfigurationError("an API key's tenant must be 1 to 150 bytes without control characters")
-        return cls(match["tenant"], match["digest"].lower())
+        expires = None
+        if match["expires"] is not None:
+            try:
+                instant = datetime.fromisoformat(match["expires"])
+            except ValueError:
+                raise ConfigurationError("an API key's expiry is an ISO 8601 date or time: 2027-01-31") from None
+            expires = (instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)).timestamp()
+        return cls(match["tenant"], match["digest"].lower(), match["id"] or "", expires, match["operator"] is not None)
 
     @classmethod
     def of(cls, tenant: str, secret: str) -> "ApiKey":
@@ -117,25 +145,35 @@ class ApiKey:
 
     def __str__(self) -> str:
         """Write it the way the setting `CACHE_API_KEYS` holds it."""
-        return f"{self.tenant}=sha256:{self.digest}"
+        text = f"{self.tenant}=sha256:{self.digest}" + (f";id={self.name}" if self.name else "")
+        if self.expires is not None:
+            text += f";expires={datetime.fromtimestamp(self.expires, UTC).isoformat()}"
+        return text + (";role=operator" if self.operator else "")
 
 
 class ApiKeys:
-    """Resolves a tenant from an API key in a request header; unknown, missing or repeated keys give None.
+    """Resolves a tenant from an API key in a request header; unknown, expired, missing or repeated keys give None.
 
-    Raises ConfigurationError if one key stands for two tenants.
+    To rotate a key, list the new one beside the old one, which may be given an expiry. Raises ConfigurationError if
+    one key stands for two tenants.
     """
 
-    def __init__(self, field: str, keys: Iterable[ApiKey]) -> None:
+    def __init__(self, field: str, keys: Iterable[ApiKey], *, clock: Callable[[], float] = time.time) -> None:
         self._fields = spellings(field)
-        self._tenants: dict[bytes, str] = {}
+        self._keys: dict[bytes, ApiKey] = {}
+        self._clock = clock
         for key in keys:
-            known = self._tenants.setdefault(bytes.fromhex(key.digest), key.tenant)
-            if known != key.tenant:
-                raise ConfigurationError(f"the tenants {known!a} and {key.tenant!a} have the same API key")
+            known = self._keys.setdefault(bytes.fromhex(key.digest), key)
+            if (known.tenant, known.operator) != (key.tenant, key.operator):
+                raise ConfigurationError(f"the tenants {known.tenant!a} and {key.tenant!a} have the same API key")
 
     def __call__(self, scope: Scope) -> str | None:
-        """Return the tenant whose key the request carries."""
+        """Return the tenant whose key the request carries; an operator's key is no tenant's."""
+        key = self.identify(scope)
+        return key.tenant if key is not None and not key.operator else None
+
+    def identify(self, scope: Scope) -> ApiKey | None:
+        """Return the key that the request carries, if it is a known one that has not expired."""
         found = None
         for name, value in scope["headers"]:
             if name in self._fields:
@@ -145,14 +183,19 @@ class ApiKeys:
         if not found:
             return None
         # comparing digests of secrets tells a guesser nothing of the secrets themselves
-        return self._tenants.get(sha256(found).digest())
+        key = self._keys.get(sha256(found).digest())
+        if key is not None and key.expires is not None and key.expires <= self._clock():
+            return None
+        return key
 
 
-def api_key(header: str = "X-API-Key", *, keys: Iterable[ApiKey] | Mapping[str, str]) -> ApiKeys:
+def api_key(
+    header: str = "X-API-Key", *, keys: Iterable[ApiKey] | Mapping[str, str], clock: Callable[[], float] = time.time
+) -> ApiKeys:
     """Take the tenant from an API key; `keys` are hashed keys, or a mapping of tenants to secrets."""
     if isinstance(keys, Mapping):
         keys = [ApiKey.of(tenant, secret) for tenant, secret in keys.items()]
-    return ApiKeys(header, keys)
+    return ApiKeys(header, keys, clock=clock)
 
 
 def path(param: str) -> Resolver:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
+from nexcache.alerting import Gauges, Watch, Webhook
+from nexcache.alerts import rules
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Local, Memory, Shared
 from nexcache.errors import ConfigurationError
@@ -26,6 +28,7 @@ from nexcache.telemetry.log import LogListener
 from nexcache.telemetry.metrics import OTelMetrics
 from nexcache.telemetry.names import Tier
 from nexcache.telemetry.otel import OTelTracing
+from nexcache.telemetry.prometheus import PrometheusText
 
 if TYPE_CHECKING:
     from nexcache.invalidation.coherence import Coherence
@@ -54,6 +57,9 @@ class Parts:
     refreshes: Refreshes
     vault: "Vault | None"
     metrics: OTelMetrics
+    prometheus: PrometheusText
+    tracing: OTelTracing
+    watch: Watch
     explainer: Explainer
     sampler: Sampler
 
@@ -115,13 +121,34 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
     )
     if store is not None:
         store.on_recovery = entries.store_came_back
-    emitter.tracing = OTelTracing()
+    emitter.tracing = tracing = OTelTracing()
     LogListener().subscribe(emitter)
-    metrics = OTelMetrics(
-        emitter,
+
+    def available() -> dict[str, bool]:
+        return {"redis": store.available} if store is not None else {"memory": True}
+
+    metrics = OTelMetrics(emitter, counts, memory=lambda: held.size, available=available)
+    gauges = Gauges(
         counts,
-        memory=lambda: held.size,
-        available=lambda: {"redis": store.available} if store is not None else {"memory": True},
+        available=lambda: all(available().values()),
+        queued=lambda: invalidations.queued,
+        memory=lambda: max(
+            held.size[0] / settings.l1_max_entries, held.size[1] / settings.l1_max_bytes if settings.l1_max_bytes else 0
+        ),
+    )
+    webhook = settings.alert_webhook
+    watch = Watch(
+        rules(
+            hit_rate=settings.alert_hit_rate,
+            error_rate=settings.alert_error_rate,
+            staleness=settings.alert_staleness_seconds,
+            fullness=settings.alert_fullness,
+            after=settings.alert_after_seconds,
+        ),
+        gauges,
+        emitter=emitter,
+        interval=settings.alert_interval_seconds,
+        webhook=Webhook(webhook.get_secret_value(), emitter=emitter) if webhook is not None else None,
     )
     recent, reasons = Recent(), Reasons()
     emitter.subscribe(reasons.note, NotStored)
@@ -143,6 +170,9 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         refreshes=Refreshes(),
         vault=vault,
         metrics=metrics,
+        prometheus=PrometheusText(emitter, counts, memory=lambda: held.size, available=available),
+        tracing=tracing,
+        watch=watch,
         explainer=Explainer(keys=keys, entries=entries, recent=recent, reasons=reasons),
         sampler=Sampler(
             keys=keys,

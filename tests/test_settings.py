@@ -85,6 +85,13 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_ENCRYPTION_KEYS", "a:" + "x" * 16, "encryption_keys", {"a": SecretStr("x" * 16)}),
         ("CACHE_API_KEYS", f"acme=sha256:{DIGEST}", "api_keys", (ApiKey("acme", DIGEST),)),
         ("CACHE_API_KEYS_FILE", __file__, None, None),
+        ("CACHE_ALERT_WEBHOOK", "https://h/x", "alert_webhook", SecretStr("https://h/x")),
+        ("CACHE_ALERT_INTERVAL_SECONDS", "5s", "alert_interval_seconds", 5.0),
+        ("CACHE_ALERT_AFTER_SECONDS", "2m", "alert_after_seconds", 120.0),
+        ("CACHE_ALERT_HIT_RATE", "0.8", "alert_hit_rate", 0.8),
+        ("CACHE_ALERT_ERROR_RATE", "0.01", "alert_error_rate", 0.01),
+        ("CACHE_ALERT_STALENESS_SECONDS", "1", "alert_staleness_seconds", 1.0),
+        ("CACHE_ALERT_FULLNESS", "0.8", "alert_fullness", 0.8),
     ],
 )
 def test_every_name_sets_its_field(
@@ -199,6 +206,7 @@ def test_an_operations_ttl_can_be_given_in_code_under_its_name() -> None:
         ("CACHE_L1_MAX_BYTES", CANARY, 'CACHE_L1_MAX_BYTES must be bytes or text such as "64MiB"'),
         ("CACHE_L1_MAX_ENTRIES", "0", "CACHE_L1_MAX_ENTRIES must be greater than or equal to 1"),
         ("CACHE_FALLBACK_TTL_SECONDS", CANARY, "CACHE_FALLBACK_TTL_SECONDS must be seconds or text"),
+        ("CACHE_ALERT_WEBHOOK", f"ftp://{CANARY}", "CACHE_ALERT_WEBHOOK must be an http:// or https:// URL"),
         ("CACHE_FAILOVER", CANARY, "CACHE_FAILOVER must be 'epoch' or 'trust'"),
         ("CACHE_OP_TIMEOUT_MS", CANARY, "CACHE_OP_TIMEOUT_MS must be a valid number"),
         ("CACHE_OP_TIMEOUT_MS", "0", "CACHE_OP_TIMEOUT_MS must be greater than or equal to 1"),
@@ -471,6 +479,7 @@ def test_any_url_is_taken_apart_or_refused(url: str) -> None:
             {"a": SecretStr("x" * 16), "b": SecretStr("y" * 16)},
         ),
         ("CACHE_ENCRYPTION_KEYS", f"e:{'x' * 16}", "encryption_keys", {"e": SecretStr("x" * 16)}),
+        ("CACHE_ALERT_WEBHOOK", "https://h/x", "alert_webhook", SecretStr("https://h/x")),
     ],
 )
 def test_a_secret_may_be_in_a_file(

@@ -152,6 +152,38 @@ class Ingested:
 
 
 @dataclass(frozen=True, slots=True)
+class Audited:
+    """Somebody asked the admin endpoints for a change; one event per attempt, dry runs excepted."""
+
+    tenant: str | None
+    who: str
+    """The caller's id: a key's name or the first digits of its digest, a token's subject; never the credential."""
+    operator: bool
+    action: str
+    """The endpoint's name in the OpenAPI document."""
+    target: str
+    """What it was aimed at: an operation, a tag, or `*`."""
+    outcome: str
+    """`done`, `queued`, `refused` (not permitted) or `rejected` (wrong, or not there)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertChanged:
+    """An alert began or ended; one event per change."""
+
+    alert: str
+    firing: bool
+    value: float
+    threshold: float
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The cache was closed; it may be used again."""
+
+
+@dataclass(frozen=True, slots=True)
 class HookFailed:
     """A callable of the application (tenant, principal, tags, sink) raised; the request went on without it."""
 
@@ -174,6 +206,9 @@ Event: TypeAlias = (
     | Started
     | Ingested
     | HookFailed
+    | Audited
+    | AlertChanged
+    | Stopped
 )
 Listener: TypeAlias = Callable[[Event], None]
 

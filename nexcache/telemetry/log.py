@@ -6,9 +6,9 @@ processors render the lines. Where it has not, they go to the standard library's
 with the fields as `extra`), because structlog's own default would print to the host's stdout. Nothing is
 configured globally.
 
-WARNING: the store became unavailable; what the start warns of; a store that refuses and a callable of the
-application that raises (one line per kind and minute, with a count).
-INFO: started; the store is available again; an operator invalidated something.
+WARNING: the store became unavailable; an alert began; what the start warns of; a store that refuses and a callable of
+the application that raises (one line per kind and minute, with a count).
+INFO: started; the store is available again; an alert ended; what was changed through the admin endpoints, by whom.
 DEBUG: everything else, and single requests only if DEBUG was enabled when the listener subscribed.
 """
 
@@ -27,7 +27,9 @@ from structlog.stdlib import BoundLogger, filter_by_level
 from structlog.typing import EventDict, WrappedLogger
 
 from nexcache.telemetry.events import (
+    AlertChanged,
     Answered,
+    Audited,
     BackendChanged,
     BackendFailed,
     BackplaneChanged,
@@ -41,6 +43,7 @@ from nexcache.telemetry.events import (
     LookedUp,
     NotStored,
     Started,
+    Stopped,
     Stored,
 )
 from nexcache.telemetry.names import SCOPE, Trigger
@@ -48,7 +51,17 @@ from nexcache.telemetry.names import SCOPE, Trigger
 REPEAT_AFTER: Final = 60.0
 """Seconds for which the same warning is only counted."""
 
-_ALWAYS: Final = (Started, BackendChanged, BackplaneChanged, BackendFailed, HookFailed, Invalidated)
+_ALWAYS: Final = (
+    Started,
+    BackendChanged,
+    BackplaneChanged,
+    BackendFailed,
+    HookFailed,
+    Invalidated,
+    Audited,
+    AlertChanged,
+    Stopped,
+)
 _DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested)
 _ANNOUNCED: Final = frozenset({"timeout", "connection", "breaker", "busy"})
 """Kinds of failure that end in one `BackendChanged`, which is the line for an operator."""
@@ -93,7 +106,9 @@ class LogListener:
                 self._warn(event, "hook", event.hook)
             case BackendFailed() if event.kind not in _ANNOUNCED:
                 self._warn(event, event.operation, event.kind)
-            case Invalidated(trigger=Trigger.ADMIN):
+            case AlertChanged():
+                _log("warning" if event.firing else "info", event)
+            case Audited() | Invalidated(trigger=Trigger.ADMIN):
                 _log("info", event)
             case _:
                 _log("debug", event)

@@ -178,18 +178,20 @@ def _ingested(counts: Counts, _: _Label) -> Iterator[tuple[Series, int]]:
     yield ((names.ATTR_OUTCOME, "ignored"),), counts.ingested_ignored
 
 
-class _Total(NamedTuple):
+class Total(NamedTuple):
+    """What an observable counter tells, and how it is read from the counts of one cache."""
+
     unit: str
     description: str
     read: Callable[[Counts, _Label], Iterator[tuple[Series, int]]]
 
 
-_TOTALS: Final[Mapping[str, _Total]] = {
-    names.METRIC_REQUESTS: _Total("{request}", "Requests of paths with a policy.", _requests),
-    names.METRIC_BYPASSES: _Total("{request}", "Requests that did not ask the cache, by reason.", _bypasses),
-    names.METRIC_COALESCED: _Total("{request}", "Requests answered with what was computed for another.", _coalesced),
-    names.METRIC_STORES: _Total("{entry}", "Entries stored.", _stores),
-    names.METRIC_INGEST_SPANS: _Total("{span}", "Spans received for invalidation.", _ingested),
+TOTALS: Final[Mapping[str, Total]] = {
+    names.METRIC_REQUESTS: Total("{request}", "Requests of paths with a policy.", _requests),
+    names.METRIC_BYPASSES: Total("{request}", "Requests that did not ask the cache, by reason.", _bypasses),
+    names.METRIC_COALESCED: Total("{request}", "Requests answered with what was computed for another.", _coalesced),
+    names.METRIC_STORES: Total("{entry}", "Entries stored.", _stores),
+    names.METRIC_INGEST_SPANS: Total("{span}", "Spans received for invalidation.", _ingested),
 }
 
 
@@ -205,10 +207,10 @@ class _Instruments:
     def __init__(self, provider: MeterProvider) -> None:
         self._lock = RLock()
         self._observed: list[_Observed] = []
-        self._retired: dict[str, Counter[Series]] = {name: Counter() for name in _TOTALS}
+        self._retired: dict[str, Counter[Series]] = {name: Counter() for name in TOTALS}
 
         meter = provider.get_meter(names.SCOPE, VERSION, SCHEMA_URL)
-        for name, total in _TOTALS.items():
+        for name, total in TOTALS.items():
             meter.create_observable_counter(name, [partial(self._totals, name)], total.unit, total.description)
         meter.create_observable_up_down_counter(
             names.METRIC_MEMORY_ENTRIES, [partial(self._held, 0)], "{entry}", "Entries in this process's memory."
@@ -264,7 +266,7 @@ class _Instruments:
             if each.owner() not in (None, leaving):
                 staying.append(each)
                 continue
-            for name, total in _TOTALS.items():
+            for name, total in TOTALS.items():
                 for series, number in total.read(each.counts, each.label):
                     self._retired[name][series] += number
         self._observed = staying
@@ -274,7 +276,7 @@ class _Instruments:
             self._retire()
             observed, totals = self._observed, self._retired[name].copy()
         for each in observed:
-            for series, number in _TOTALS[name].read(each.counts, each.label):
+            for series, number in TOTALS[name].read(each.counts, each.label):
                 totals[series] += number
         return [Observation(number, dict(series)) for series, number in totals.items()]
 

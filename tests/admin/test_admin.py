@@ -345,6 +345,7 @@ async def test_health_says_mode_and_state(client: httpx2.AsyncClient) -> None:
         "response_time_ms": 0.0,
         "connections": 0,
         "commands": health["commands"],
+        "details": {"backplane": None, "listener_failures": 0, "tracing_failures": 0},
     }
 
 

@@ -12,7 +12,9 @@ from structlog.testing import LogCapture
 from structlog.typing import EventDict, Processor
 
 from nexcache.telemetry.events import (
+    AlertChanged,
     Answered,
+    Audited,
     BackendChanged,
     BackendFailed,
     BackplaneChanged,
@@ -26,6 +28,7 @@ from nexcache.telemetry.events import (
     LookedUp,
     NotStored,
     Started,
+    Stopped,
     Stored,
 )
 from nexcache.telemetry.log import LogListener
@@ -265,6 +268,47 @@ LINES = [
         },
         id="hook failed",
     ),
+    pytest.param(
+        Audited("acme", "ci", False, "invalidate", "dash\nboard", "done"),
+        {
+            "event": "nexcache.audited",
+            "log_level": "info",
+            "tenant": "acme",
+            "who": "ci",
+            "operator": False,
+            "action": "invalidate",
+            "target": "dash\\nboard",
+            "outcome": "done",
+        },
+        id="audited",
+    ),
+    pytest.param(
+        AlertChanged("hit-rate", True, 0.2, 0.5, "few hits"),
+        {
+            "event": "nexcache.alert_changed",
+            "log_level": "warning",
+            "alert": "hit-rate",
+            "firing": True,
+            "value": 0.2,
+            "threshold": 0.5,
+            "summary": "few hits",
+        },
+        id="alert",
+    ),
+    pytest.param(
+        AlertChanged("hit-rate", False, 0.9, 0.5, "few hits"),
+        {
+            "event": "nexcache.alert_changed",
+            "log_level": "info",
+            "alert": "hit-rate",
+            "firing": False,
+            "value": 0.9,
+            "threshold": 0.5,
+            "summary": "few hits",
+        },
+        id="alert over",
+    ),
+    pytest.param(Stopped(), {"event": "nexcache.stopped", "log_level": "debug"}, id="stopped"),
 ]
 
 
