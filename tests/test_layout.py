@@ -10,25 +10,99 @@ import pytest
 PACKAGE: Final = Path(__file__).parent.parent / "nexcache"
 
 LAYERS: Final = {
-    "values": "errors asgi message telemetry.events telemetry.names telemetry.counts",
-    "rules": (
-        "semantics semantics.headers semantics.cache_control semantics.cache_status semantics.storing semantics.reuse "
-        "semantics.early_refresh semantics.validation tenants principals policy key ingest.payload ingest.density "
-        "ingest.otlp_json ingest.answers ingest.spans ingest.rules invalidation.targets stores.breaker stores.codec "
-        "ladder alerts"
-    ),
-    "store protocol": "stores.base",
-    "I/O": (
-        "stores.memory stores.redis stores.lane stores.faults invalidation.apply invalidation.generations "
-        "invalidation.backplane invalidation.coherence invalidation.view entries fill collapse ledger refresh "
-        "rate_limit vault stores.sealing testing explain sample health alerting"
-    ),
-    "entry points": "middleware rate_limit_middleware fastapi ingest.hook ingest.otlp_endpoint admin.app admin.auth "
-    "admin.answers admin.bearer admin.endpoints admin.live admin.openapi",
-    "listeners": "telemetry.otel telemetry.metrics telemetry.log telemetry.configure telemetry.prometheus",
-    "settings": "settings",
-    "wiring": "wiring",
-    "faces": "cache sync cli demo",
+    "values": """
+        errors
+        asgi
+        message
+        telemetry.events
+        telemetry.names
+        telemetry.counts
+    """,
+    "rules": """
+        semantics
+        semantics.headers
+        semantics.cache_control
+        semantics.cache_status
+        semantics.storing
+        semantics.reuse
+        semantics.early_refresh
+        semantics.validation
+        tenants
+        principals
+        policy
+        key
+        ingest.payload
+        ingest.density
+        ingest.otlp_json
+        ingest.answers
+        ingest.spans
+        ingest.rules
+        invalidation.targets
+        stores.breaker
+        stores.codec
+        ladder
+        alerts
+    """,
+    "store protocol": """
+        stores.base
+    """,
+    "I/O": """
+        stores.memory
+        stores.redis
+        stores.lane
+        stores.faults
+        invalidation.apply
+        invalidation.generations
+        invalidation.backplane
+        invalidation.coherence
+        invalidation.view
+        entries
+        fill
+        collapse
+        ledger
+        refresh
+        rate_limit
+        vault
+        stores.sealing
+        testing
+        explain
+        sample
+        health
+        alerting
+    """,
+    "entry points": """
+        middleware
+        rate_limit_middleware
+        fastapi
+        ingest.hook
+        ingest.otlp_endpoint
+        admin.app
+        admin.auth
+        admin.answers
+        admin.bearer
+        admin.endpoints
+        admin.live
+        admin.openapi
+    """,
+    "listeners": """
+        telemetry.otel
+        telemetry.metrics
+        telemetry.log
+        telemetry.configure
+        telemetry.prometheus
+    """,
+    "settings": """
+        settings
+    """,
+    "wiring": """
+        wiring
+    """,
+    "faces": """
+        cache
+        sync
+        cli
+        demo
+    """,
 }
 ORDER: Final = tuple(LAYERS)
 LAYER: Final = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
