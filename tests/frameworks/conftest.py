@@ -44,11 +44,8 @@ class Site:
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Setup, Server]]:
     wanted: dict[Setup, None] = {}
     for item in request.session.items:
-        setup = (
-            item.callspec.params.get("site")
-            if isinstance(item, pytest.Function) and "site" in item.fixturenames
-            else None
-        )
+        callspec = getattr(item, "callspec", None)
+        setup = None if callspec is None else callspec.params.get("site")
         if isinstance(setup, Setup):
             wanted[setup] = None
     directory = tmp_path_factory.mktemp("servers")
