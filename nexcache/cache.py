@@ -13,6 +13,7 @@ from nexcache.collapse import Flights
 from nexcache.entries import Entries
 from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.health import Health
+from nexcache.fill_lease import FillLeases
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
@@ -77,6 +78,11 @@ class NexCache:
         return self._parts.flights
 
     @property
+    def leases(self) -> FillLeases | None:
+        """The leases of fills; None where there are no other nodes."""
+        return self._parts.leases
+
+    @property
     def counts(self) -> Counts:
         """What happened so far in this process, as plain numbers."""
         return self._parts.counts
@@ -126,6 +132,8 @@ class NexCache:
         self.emitter.emit(Stopped())
         await self._parts.refreshes.aclose()
         await self._parts.flights.aclose(_GRACE)
+        if self._parts.leases is not None:
+            await self._parts.leases.aclose()
         await self._parts.invalidations.aclose()
         await self._parts.ledger.aclose()
         await self._parts.watch.aclose()

@@ -6,12 +6,14 @@ have read the very generations that it was started under.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final, Generic, TypeVar
 
 from nexcache.entries import Found, Missing
-from nexcache.fill import Fill
+from nexcache.fill import Fill, Outcome
+from nexcache.fill_lease import Captured
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import CacheKey
 from nexcache.stores.memory import Bounded
@@ -21,56 +23,81 @@ _REMEMBERED: Final = 5.0
 """Seconds for which requests do not wait for each other after an answer turned out not to be shareable."""
 
 
-class UntilSent(Generic[Result]):
-    """Shares a call among those who ask for the same before it has left for the store."""
+class _Open(Generic[Result]):
+    """A call that has not ended."""
+
+    __slots__ = ("future", "sent_at")
 
     def __init__(self) -> None:
-        self._open: dict[bytes, asyncio.Future[Result]] = {}
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.sent_at = math.inf
 
-    async def run(self, name: bytes, call: Callable[[Callable[[], None]], Awaitable[Result]]) -> Result:
-        """Return the result of the open call of this name, or make one.
 
-        `call` is given a function to call when it is about to leave. Those who share a call whose maker was
-        cancelled, or failed, make one of their own.
+class UntilSent(Generic[Result]):
+    """Shares a call among those who asked for the same before it left for the store."""
+
+    def __init__(self) -> None:
+        self._open: dict[bytes, _Open[Result]] = {}
+
+    async def run(
+        self, name: bytes, call: Callable[[Callable[[], None]], Awaitable[Result]], *, since: float = math.inf
+    ) -> Result:
+        """Return the result of a call of this name that has not left, or left after `since`, or make one.
+
+        `since` is an instant of `time.perf_counter`. `call` is given a function to call when it is about to leave.
+        Those who share a call whose maker was cancelled, or failed, make one of their own.
         """
         task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
-        while (shared := self._open.get(name)) is not None:
+        while (shared := self._open.get(name)) is not None and (shared.sent_at == math.inf or shared.sent_at > since):
             try:
-                return await asyncio.shield(shared)
+                return await asyncio.shield(shared.future)
             except asyncio.CancelledError:
-                if not shared.cancelled() or (task is not None and task.cancelling() > cancelling):
+                if not shared.future.cancelled() or (task is not None and task.cancelling() > cancelling):
                     raise
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._open[name] = future
+        mine: _Open[Result] = _Open()
+        self._open[name] = mine
 
         def sent() -> None:
-            if self._open.get(name) is future:
+            mine.sent_at = min(mine.sent_at, time.perf_counter())
+
+        def ended() -> None:
+            if self._open.get(name) is mine:
                 del self._open[name]
 
         try:
             result = await call(sent)
         except BaseException:
-            sent()
-            future.cancel()
+            ended()
+            mine.future.cancel()
             raise
-        sent()
-        if not future.done():
-            future.set_result(result)
+        ended()
+        if not mine.future.done():
+            mine.future.set_result(result)
         return result
+
+
+class Elsewhere:
+    """A computation on another node, and this node's wait for it."""
+
+    __slots__ = ("followers", "outcome")
+
+    def __init__(self, waiting: Coroutine[None, None, Outcome]) -> None:
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_task(waiting, name="nexcache-wait")
+        self.followers = 0
 
 
 class Flights:
     """The fills that are under way, by key and generations."""
 
     def __init__(self) -> None:
-        self._fills: dict[tuple[bytes, tuple[bytes, ...]], Fill] = {}
+        self._fills: dict[tuple[bytes, tuple[bytes, ...]], Fill | Elsewhere] = {}
         self._alone: Bounded[float] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000)
         self._running: set[Fill] = set()
         self.lookups: UntilSent[Found | Missing] = UntilSent()
-        self.captures: UntilSent[Snapshot] = UntilSent()
+        self.captures: UntilSent[Captured] = UntilSent()
 
-    def get(self, key: CacheKey, generations: tuple[bytes, ...] | None) -> Fill | None:
+    def get(self, key: CacheKey, generations: tuple[bytes, ...] | None) -> Fill | Elsewhere | None:
         """Return the fill of this key that was started under these generations, if its answer may be shared."""
         if generations is None:
             return None
@@ -85,7 +112,14 @@ class Flights:
             self._fills[flight] = fill
             fill.on_release(lambda: self._end(flight, fill))
 
-    def _end(self, flight: tuple[bytes, tuple[bytes, ...]], fill: Fill) -> None:
+    def add_elsewhere(self, key: CacheKey, snapshot: Snapshot, waiting: Coroutine[None, None, Outcome]) -> Elsewhere:
+        """Wait for another node's computation, all of this node together."""
+        elsewhere, flight = Elsewhere(waiting), (key.name, snapshot.generations)
+        self._fills[flight] = elsewhere
+        elsewhere.outcome.add_done_callback(lambda _: self._end(flight, elsewhere))
+        return elsewhere
+
+    def _end(self, flight: tuple[bytes, tuple[bytes, ...]], fill: Fill | Elsewhere) -> None:
         if self._fills.get(flight) is fill:
             del self._fills[flight]
 
@@ -104,6 +138,9 @@ class Flights:
 
     async def aclose(self, grace: float) -> None:
         """Let computations finish for `grace` seconds, then end them."""
+        for flight in tuple(self._fills.values()):
+            if isinstance(flight, Elsewhere):
+                flight.outcome.cancel()
         tasks = [fill.task for fill in self._running]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)

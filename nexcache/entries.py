@@ -20,7 +20,7 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
-from nexcache.stores.base import Reading, Store
+from nexcache.stores.base import LeaseOffer, Reading, Store
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.telemetry.counts import OperationCounts
@@ -325,10 +325,15 @@ class Shared:
         return Inspection((Copy(self._store.tier, entry, why),), present)
 
     async def capture(
-        self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+        self,
+        key: CacheKey,
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None = None,
+        lease: LeaseOffer | None = None,
     ) -> Snapshot:
-        """Capture the generations of a key; raises StoreError."""
-        return await self._generations.capture(key, deadline=deadline, on_sent=on_sent)
+        """Capture the generations of a key, and a lease if it is free; raises StoreError."""
+        return await self._generations.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
 
     async def keep(self, key: CacheKey, entry: Entry) -> bool:
         """Keep an entry unless its generations have changed meanwhile; raises StoreError."""
@@ -444,13 +449,19 @@ class Entries:
         return Inspection((*here, *there.copies), there.generations)
 
     async def capture(
-        self, key: CacheKey, missing: Missing, *, deadline: float | None, on_sent: Callable[[], None] | None = None
+        self,
+        key: CacheKey,
+        missing: Missing,
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None = None,
+        lease: LeaseOffer | None = None,
     ) -> Snapshot:
-        """Capture generations where the entry was looked for; never raises for the store."""
+        """Capture generations where the entry was looked for, and a lease if free; never raises for the store."""
         if self._shared is not None and missing.tier is Tier.REDIS:
             failures = self._invalidations.failures
             try:
-                snapshot = await self._shared.capture(key, deadline=deadline, on_sent=on_sent)
+                snapshot = await self._shared.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
             except StoreError:
                 pass
             else:

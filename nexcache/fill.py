@@ -52,7 +52,19 @@ class Failed:
     reason: NotStoredReason
 
 
-Outcome: TypeAlias = Complete | Unstorable | Failed
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """It takes longer than others wait; one of them calls the app itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Another node's computation has ended: what it stored can be looked up."""
+
+    failed: bool = False
+
+
+Outcome: TypeAlias = Complete | Unstorable | Failed | Overdue | Over
 Decide: TypeAlias = Callable[[int, Headers, bool], Storable | NotStoredReason]
 Keep: TypeAlias = Callable[[StoredResponse], Awaitable[NotStoredReason | None]]
 
@@ -120,8 +132,9 @@ class Fill:
         self._direct = asyncio.Event()
         self._detached = False
         self._released: Callable[[], None] | None = None
+        self._settled: Callable[[Outcome], None] | None = None
         self._leave: asyncio.TimerHandle | None = None
-        self._overdue = loop.call_later(soft_limit, self._release, Failed(NotStoredReason.TRUNCATED))
+        self._overdue = loop.call_later(soft_limit, self._release, Overdue())
         self.task = loop.create_task(self._run(), name="nexcache-fill")
 
     # --- the leader's side -------------------------------------------------------------------------------
@@ -160,6 +173,10 @@ class Fill:
         """Call back once, as soon as nobody else should follow: the answer is stored, or will not be, or takes long."""
         self._released = callback
 
+    def on_settled(self, callback: Callable[[Outcome], None]) -> None:
+        """Call back once, when it is clear what became of the answer and, if it was to be stored, it was tried."""
+        self._settled = callback
+
     # --- the app's side ----------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -174,6 +191,7 @@ class Fill:
             if not self.finished:
                 self._give_up(NotStoredReason.TRUNCATED if self.error is None else NotStoredReason.FAILED)
             self._release(Failed(NotStoredReason.TRUNCATED))
+            self._settle(Failed(NotStoredReason.TRUNCATED))
             self._direct.set()
             if self._leave is not None:
                 self._leave.cancel()
@@ -281,6 +299,7 @@ class Fill:
             self._report("an answer could not be stored", error)
         finally:
             self._release()
+            self._settle(Complete(response))
             # not before: an app that hears that its client has gone stops sending, and storing with it
             self._direct.set()
 
@@ -296,8 +315,9 @@ class Fill:
             outcome = Failed(reason) if failed else Unstorable(reason)
             self._gave_up(outcome)
             self._release(outcome)
+            self._settle(outcome)
 
-    def _release(self, outcome: Unstorable | Failed | None = None) -> None:
+    def _release(self, outcome: Unstorable | Failed | Overdue | None = None) -> None:
         """Let the followers go, and nobody else begin to follow."""
         self._overdue.cancel()
         if outcome is not None and not self.outcome.done():
@@ -305,6 +325,11 @@ class Fill:
         released, self._released = self._released, None
         if released is not None:
             released()
+
+    def _settle(self, outcome: Outcome) -> None:
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled(outcome)
 
     def _end_later(self) -> None:
         if self._leave is None:

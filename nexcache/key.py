@@ -269,6 +269,10 @@ class KeySpace:
         )
         return self.limits(tenant) + segment(name) + b":" + hashed.hexdigest().encode()
 
+    def of_restoration(self, tenant: str) -> bytes:
+        """Return the key of the lease of whoever restores the registry."""
+        return self.prefix(tenant) + b"@restoring"
+
     def key(self, tenant: str, operation: str, request: bytes, tags: Sequence[str] = ()) -> CacheKey:
         """Build the key of a canonical request."""
         digest = blake2b(request, digest_size=16, key=self._secret, person=b"nexcache-key").hexdigest()

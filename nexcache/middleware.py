@@ -7,18 +7,19 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final, Protocol, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
-from nexcache.collapse import Flights
+from nexcache.collapse import Elsewhere, Flights
 from nexcache.entries import Entries, Found, Missing, Raw
 from nexcache.errors import ConfigurationError
 from nexcache.explain import Behind, Examined
-from nexcache.fill import Complete, Failed, Fill, Unstorable
+from nexcache.fill import Complete, Failed, Fill, Outcome, Over, Overdue, Unstorable
+from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
@@ -37,6 +38,7 @@ from nexcache.semantics.reuse import (
 )
 from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
+from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
@@ -54,6 +56,7 @@ _FOLLOWS: Final = 2
 """Fills that a request follows while they fail: the first, and its one successor."""
 
 
+Flight: TypeAlias = Fill | Elsewhere
 Resolved: TypeAlias = str | Awaitable[str | None] | None
 
 
@@ -79,6 +82,10 @@ class ResponseCache(Protocol):
     @property
     def flights(self) -> Flights:
         """The computations under way."""
+
+    @property
+    def leases(self) -> FillLeases | None:
+        """The leases of fills; None where there are no other nodes."""
 
     @property
     def counts(self) -> Counts:
@@ -340,19 +347,26 @@ class CacheMiddleware:
         elif refreshing.tenant != request.tenant:
             return
         first = cache.entries.first
-        followed = 0
+        followed = waits = 0
+        impatient = False
         while True:
+            since = time.perf_counter()
             deadline = asyncio.get_running_loop().time() + cache.store_budget
-            looked = await self._lookup(key, request.counts, deadline, anew=refreshing is not None)
+            looked = await self._lookup(key, request.counts, deadline, since=since, anew=refreshing is not None)
             if isinstance(looked, Found) and refreshing is not None:
-                if refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces:
+                if waits or (
+                    refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces
+                ):
                     refreshing.kept = True  # by somebody else
                     return
                 looked = Missing(looked.tier, None)  # computed anew, whatever is stored
             if isinstance(looked, Found):
                 if looked.live is not None and first is not None:
                     first.alias(raw, looked.live)
-                await self._hit(request, looked.prepared, looked.tier, key.name)
+                if waits:
+                    await self._follow(request, looked.prepared.response)
+                else:
+                    await self._hit(request, looked.prepared, looked.tier, key.name)
                 return
             if request.method == "HEAD":  # a HEAD is answered from a GET's entry, and never makes one
                 status = cache_status.forwarded("uri-miss", detail=NotStoredReason.METHOD)
@@ -360,23 +374,59 @@ class CacheMiddleware:
                 self._end(request, Result.MISS)
                 return
             shared = followed < _FOLLOWS and cache.flights.waits(key)
-            fill = cache.flights.get(key, looked.generations) if shared else None
-            if fill is None:
-                snapshot = await self._capture(key, looked, deadline)
-                fill = cache.flights.get(key, snapshot.generations) if shared else None
-                if fill is None:
-                    fill = self._start_fill(request, key, snapshot, shared=shared)
+            flight = self._flight(key, looked.generations, impatient=impatient) if shared else None
+            if flight is None:
+                captured = await self._capture(key, looked, deadline, since=since, shared=shared)
+                snapshot, lease = captured.snapshot, captured.lease
+                flight = self._flight(key, snapshot.generations, impatient=impatient) if shared else None
+                if flight is None and captured.elsewhere is not None and not impatient:
+                    if refreshing is not None and refreshing.replaces is not None:
+                        return  # another node is at it
+                    limit = self._soft_limit[request.index]
+                    flight = cache.flights.add_elsewhere(key, snapshot, self._elsewhere(key, captured, limit))
+                if flight is None:
+                    if lease is not None and not lease.claim():  # its computation has ended meanwhile
+                        continue
+                    fill = self._start_fill(request, key, snapshot, lease, shared=shared)
                     await self._lead(request, fill, snapshot)
                     return
-            fill.followers += 1
-            match await asyncio.shield(fill.outcome):
+            flight.followers += 1
+            match await asyncio.shield(flight.outcome):
                 case Complete(response):
                     await self._follow(request, response)
                     return
+                case Over(failed):
+                    waits += 1
+                    followed += failed
+                    impatient = waits >= _FOLLOWS
+                case Overdue():
+                    followed += 1
+                    impatient = True
                 case Failed():
                     followed += 1
                 case Unstorable():
                     followed = _FOLLOWS
+
+    def _flight(self, key: CacheKey, generations: tuple[bytes, ...] | None, *, impatient: bool) -> Flight | None:
+        """Return what may be waited for; who is impatient waits for no other node."""
+        flight = self._cache.flights.get(key, generations)
+        return None if impatient and isinstance(flight, Elsewhere) else flight
+
+    async def _elsewhere(self, key: CacheKey, captured: Captured, limit: float) -> Outcome:
+        """Wait until another node has computed."""
+        leases, name = self._cache.leases, captured.elsewhere
+        if leases is None or name is None:
+            return Over()
+        match await leases.ended(name, since=captured.at, limit=limit):
+            case End.OVER | End.LAPSED:
+                return Over()
+            case End.FAILED:
+                return Over(failed=True)
+            case End.ALONE:
+                self._cache.flights.remember_alone(key)
+                return Unstorable(NotStoredReason.PRIVATE)
+            case End.LOST | End.OVERDUE:
+                return Overdue()
 
     def _key(
         self, matched: Matched, scope: Scope, keyed: Keyed, *, tenant: str, principal: str | None, body: bytes
@@ -528,7 +578,9 @@ class CacheMiddleware:
             fields,
         )
 
-    async def _lookup(self, key: CacheKey, counts: OperationCounts, deadline: float, *, anew: bool) -> Found | Missing:
+    async def _lookup(
+        self, key: CacheKey, counts: OperationCounts, deadline: float, *, since: float, anew: bool
+    ) -> Found | Missing:
         """Look for an entry; `anew`: past this process's memory, for what other nodes have stored since."""
         cache = self._cache
         here = cache.entries.lookup_here(key)
@@ -541,14 +593,26 @@ class CacheMiddleware:
         return await cache.flights.lookups.run(
             key.name + key.request,
             lambda on_sent: cache.entries.lookup(key, counts, deadline=deadline, on_sent=on_sent),
+            since=since,
         )
 
-    async def _capture(self, key: CacheKey, missing: Missing, deadline: float) -> Snapshot:
+    async def _capture(
+        self, key: CacheKey, missing: Missing, deadline: float, *, since: float, shared: bool
+    ) -> Captured:
+        """Capture the generations of a key; with the lease, if the answer is to be shared with other nodes."""
         cache = self._cache
-        return await cache.flights.captures.run(
-            key.name + key.request,
-            lambda on_sent: cache.entries.capture(key, missing, deadline=deadline, on_sent=on_sent),
-        )
+        leases = cache.leases if shared and missing.tier is Tier.REDIS else None
+
+        async def call(on_sent: Callable[[], None]) -> Captured:
+            async def capture(lease: LeaseOffer | None = None) -> Snapshot:
+                return await cache.entries.capture(key, missing, deadline=deadline, on_sent=on_sent, lease=lease)
+
+            if leases is None:
+                return Captured(await capture())
+            return await leases.capture(key, missing.generations, capture, deadline=deadline)
+
+        name = b"%d:%b%b" % (leases is not None, key.name, key.request)
+        return await cache.flights.captures.run(name, call, since=since)
 
     async def _read_body(self, request: _Request) -> bytes | None:
         """Read the body for the key; None if it is too long, or cut short. The app can read it again from its start."""
@@ -647,7 +711,9 @@ class CacheMiddleware:
         await request.send(body)
         self._end(request, Result.MISS, coalesced=True)
 
-    def _start_fill(self, request: _Request, key: CacheKey, snapshot: Snapshot, *, shared: bool) -> Fill:
+    def _start_fill(
+        self, request: _Request, key: CacheKey, snapshot: Snapshot, lease: Lease | None, *, shared: bool
+    ) -> Fill:
         """Call the app for this request and for those that wait for the same."""
         policy, cache, index = request.policy, self._cache, request.index
         span, counts, refreshing = request.span, request.counts, request.refreshing
@@ -689,6 +755,9 @@ class CacheMiddleware:
             around=span.fill(policy.op) if span is not None else None,
         )
         cache.flights.add(key, snapshot, fill, shared=shared)
+        if lease is not None:
+            lease.keep(self._hard_limit[index])
+            fill.on_settled(lambda outcome: lease.end(_end(outcome, fill.not_stored)))
         return fill
 
     async def _lead(self, request: _Request, fill: Fill, snapshot: Snapshot) -> None:
@@ -812,6 +881,17 @@ def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _R
         kept = [*not_modified_headers((name.lower(), value) for name, value in headers), status]
         return {**message, "status": NOT_MODIFIED, "headers": kept}, True
     return {**message, "headers": headers}, False
+
+
+def _end(outcome: Outcome, not_stored: NotStoredReason | None) -> End:
+    """Say to other nodes what became of a fill."""
+    match outcome:
+        case Complete():
+            return End.LOST if not_stored is NotStoredReason.BACKEND else End.OVER
+        case Unstorable():
+            return End.ALONE
+        case _:
+            return End.FAILED
 
 
 def _target(scope: Scope, fields: Headers, body: bytes) -> Target:

@@ -11,6 +11,7 @@ from nexcache.collapse import Flights
 from nexcache.entries import Entries, Local, Memory, Shared
 from nexcache.errors import ConfigurationError
 from nexcache.explain import Explainer, Reasons
+from nexcache.fill_lease import FillLeases
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.key import KeySpace
@@ -45,6 +46,7 @@ class Parts:
     emitter: Emitter
     entries: Entries
     flights: Flights
+    leases: FillLeases | None
     invalidations: Invalidations
     coherence: "Coherence | None"
     generations: tuple[Generations, ...]
@@ -158,6 +160,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
         emitter=emitter,
         entries=entries,
         flights=Flights(),
+        leases=_leases(store, coherence),
         invalidations=invalidations,
         coherence=coherence,
         generations=generations,
@@ -213,6 +216,16 @@ def _vault(settings: Settings, store: "RedisStore | None", keys: KeySpace) -> "V
 
     ring = {kid: secret.get_secret_value().encode() for kid, secret in settings.encryption_keys.items()}
     return Vault(KeyRing(ring), store=store, keys=keys)
+
+
+def _leases(store: "RedisStore | None", coherence: "Coherence | None") -> FillLeases | None:
+    """Make what keeps several nodes from computing the same; None where there is but one."""
+    if store is None:
+        return None
+    leases = FillLeases(store, connected=lambda: coherence is not None and coherence.connected)
+    if coherence is not None:
+        coherence.on_announcement(leases.received)
+    return leases
 
 
 def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:

@@ -139,7 +139,7 @@ async def test_one_who_shares_and_is_cancelled_together_with_the_maker_is_cancel
 ) -> None:
     tasks = [ask(shared, calls) for _ in range(2)]
     await settle()
-    shared._open.pop(b"key").cancel()  # as the maker's end does
+    shared._open.pop(b"key").future.cancel()  # as the maker's end does
     tasks[1].cancel()
     await settle()
 

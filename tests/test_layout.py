@@ -69,6 +69,7 @@ LAYERS: Final = {
         sample
         health
         alerting
+        fill_lease
     """,
     "entry points": """
         middleware
@@ -123,7 +124,7 @@ OWNERS: Final = {
     "pydantic": frozenset(("settings", "fastapi")),
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
-    "msgpack": frozenset(("stores.codec", "invalidation.backplane")),
+    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease",)),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),

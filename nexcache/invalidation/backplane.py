@@ -80,6 +80,8 @@ class Backplane:
         self._view = view
         self._emitter = emitter
         self._timeout = timeout
+        self.on_announcement: Callable[[object], None] = lambda _: None
+        """Is told of every message that concerns no invalidation."""
         self._expected: dict[bytes, Confirmations] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -161,6 +163,8 @@ class Backplane:
                 self._view.invalidated(key for key in keys if isinstance(key, bytes))
                 if identity and sender != self.node:
                     await self._confirm(sender, identity)
+            case _:
+                self.on_announcement(message)
 
     async def _confirm(self, sender: bytes, identity: bytes) -> None:
         payload = bytes(msgpack.packb((identity, self.node)))

@@ -7,7 +7,7 @@ whoever invalidates strictly knows whom to wait for.
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 from nexcache.errors import StoreError
@@ -57,6 +57,10 @@ class Coherence:
     def connected(self) -> bool:
         """Whether invalidations of other nodes are heard at once."""
         return self._backplane.connected
+
+    def on_announcement(self, callback: Callable[[object], None]) -> None:
+        """Pass on what other nodes say beside invalidations."""
+        self._backplane.on_announcement = callback
 
     def start(self) -> None:
         """Take part from now on, on this event loop."""

@@ -8,17 +8,22 @@ that a restart or a failover revives nothing.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nexcache.errors import StoreUnavailable
 from nexcache.key import CacheKey, KeySpace, segment
-from nexcache.stores.base import Capture, Reading, Store
+from nexcache.stores.base import Capture, LeaseOffer, Reading, Store, new_token
 from nexcache.stores.memory import MemoryStore
 from nexcache.telemetry.names import Tier
 
 _ATTEMPTS: Final = 4
 _SHORTEST: Final = 60.0
+_RESTORING_MS: Final = 200
+"""Milliseconds for which a node that restores a registry is left to it."""
+_LOOKS: Final = 5
+_LOOK: Final = 0.004
+"""Seconds between two looks at whether it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Snapshot:
     """In the order of `CacheKey.generations`."""
     any: bytes
     """The generation that every invalidation of the tenant changes."""
+    leased: bool = False
+    """The lease that was asked for beside it is this node's."""
 
 
 class Generations:
@@ -54,15 +61,21 @@ class Generations:
         return int(self._longest * 2000)
 
     async def capture(
-        self, key: CacheKey, *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+        self,
+        key: CacheKey,
+        *,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+        lease: LeaseOffer | None = None,
     ) -> Snapshot:
-        """Read the generations of a key, creating missing ones; raises StoreError.
+        """Read the generations of a key, creating missing ones, and take a lease if it is free; raises StoreError.
 
         Whoever finds the registry without its sentinel removes the tenant's token before restoring it: what was
         filled under a lost registry could not be found by a glob.
         """
         tokens = self._tokens(key)
         registry = self._keys.registry(key.tenant)
+        leased = False
         for _ in range(_ATTEMPTS):
             captured = await self._store.capture(
                 tokens,
@@ -71,24 +84,31 @@ class Generations:
                 ttl_ms=self.ttl_ms,
                 deadline=deadline,
                 on_sent=on_sent,
+                lease=lease,
             )
-            on_sent = None
+            on_sent, lease, leased = None, None, leased or captured.leased
             if self._observe is not None:
                 self._observe(tokens, Reading(captured.tokens, captured.epoch, captured.sent_at))
             if (snapshot := _snapshot(self._store.tier, captured)) is not None:
-                return snapshot
+                return replace(snapshot, leased=leased)
             if not captured.complete:
-                await self._restore(registry, tokens[0], deadline)
+                await self._restore(key.tenant, registry, tokens[0], deadline)
         raise StoreUnavailable("busy", "the store loses generations as fast as they are made: is its memory full?")
 
-    async def _restore(self, registry: bytes, token: bytes, deadline: float | None) -> None:
-        """Restore a registry's sentinel, one at a time: a second removal would undo the first one's capture."""
+    async def _restore(self, tenant: str, registry: bytes, token: bytes, deadline: float | None) -> None:
+        """Restore a registry's sentinel, one node at a time: a second removal would undo the first one's capture."""
         loop = asyncio.get_running_loop()
         if self._restoring is None or self._restoring[0] is not loop:
             self._restoring = loop, asyncio.Lock()
         async with self._restoring[1]:
-            if await self._store.members(registry, deadline=deadline) is None:
-                await self._store.restore_sentinel(registry, token, ttl_ms=self.ttl_ms, deadline=deadline)
+            turn = self._keys.of_restoration(tenant)
+            mine = await self._store.acquire(turn, new_token(), ttl_ms=_RESTORING_MS, deadline=deadline)
+            for _ in range(1 if mine else _LOOKS):
+                if await self._store.members(registry, deadline=deadline) is not None:
+                    return
+                if not mine:  # another node is at it; should it die, this one does it
+                    await asyncio.sleep(_LOOK)
+            await self._store.restore_sentinel(registry, token, ttl_ms=self.ttl_ms, deadline=deadline)
 
     def capture_now(self, store: MemoryStore, key: CacheKey) -> Snapshot:
         """Do what `capture` does, in this process's memory and without waiting."""

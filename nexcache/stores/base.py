@@ -42,6 +42,18 @@ class Capture:
     """The registry held the operation after the tokens were read."""
     sent_at: float = 0.0
     """When the commands left, by `nexcache.invalidation.view.boottime`."""
+    leased: bool = False
+    """The lease that was asked for beside it was free, and is the caller's now."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOffer:
+    """A lease that somebody would take if it is free."""
+
+    name: bytes
+    token: bytes
+    """Random: names the holder."""
+    ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +116,16 @@ class Store(Protocol):
         ttl_ms: int,
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
+        lease: LeaseOffer | None = None,
     ) -> Capture:
-        """Register an operation, create missing tokens, read all of them, and read the registry back.
+        """Register an operation, create missing tokens, read all of them, and read the registry back; take a lease.
 
         In this order and in one round trip. If the registry is whole, it and the tokens live for at least seven
         eighths of `ttl_ms` from now; nothing's life is shortened.
         """
+
+    async def acquire(self, name: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None) -> bool:
+        """Keep a token under a name for `ttl_ms` milliseconds, unless there is one; False if there is."""
 
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value for `ttl_ms` milliseconds."""

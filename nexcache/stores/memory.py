@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from nexcache.stores.base import Capture, Names, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.base import Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, new_token
 from nexcache.telemetry.names import Tier
 
 Value = TypeVar("Value")
@@ -249,9 +249,10 @@ class MemoryStore:
         ttl_ms: int,
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
+        lease: LeaseOffer | None = None,
     ) -> Capture:
-        """Register an operation, create missing tokens and read all of them."""
-        del deadline
+        """Register an operation, create missing tokens and read all of them; a lease is for several processes."""
+        del deadline, lease
         if on_sent is not None:
             on_sent()
         return self.capture_now(keys, registry=registry, operation=operation, ttl_ms=ttl_ms)
@@ -278,6 +279,12 @@ class MemoryStore:
     def good_until(self, generations: Iterable[tuple[bytes, bytes]]) -> float:
         """Return the instant until which these generations may be relied on, as long as `changes` stays; 0 if none."""
         return float("inf") if self.current(generations) else 0.0
+
+    async def acquire(self, name: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None) -> bool:
+        """Keep a token under a name, unless there is one."""
+        del deadline
+        self._commands += 1
+        return name not in self._values and self._values.put(name, token, size=len(token), lifetime=ttl_ms / 1000)
 
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value for `ttl_ms` milliseconds, unless it alone is over the bound."""

@@ -18,7 +18,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
-from nexcache.stores.base import SENTINEL, Capture, Names, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.base import SENTINEL, Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.faults import classify
 from nexcache.stores.lane import Command, Epoch, Lane
@@ -32,6 +32,10 @@ NODES: Final = b"nexarch:@nodes"
 _REMOVE_NODE: Final = (
     b"if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0"
 )
+_PROLONG: Final = (
+    b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+)
+_RELEASE: Final = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 _COLONS: Final = 3
 """How many colons the key of an entry has: `nexarch:<tenant>:<op>:<hash>`."""
 _HALF_LEASE: Final = 0.125
@@ -207,6 +211,7 @@ class RedisStore:
         ttl_ms: int,
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
+        lease: LeaseOffer | None = None,
     ) -> Capture:
         """Register an operation, create missing tokens, read all of them, and read the registry back.
 
@@ -217,12 +222,17 @@ class RedisStore:
         commands += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
         commands += [("PTTL", key) for key in (registry, *keys)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
+        if lease is not None:
+            commands.append(("SET", lease.name, lease.token, "NX", "PX", lease.ttl_ms))
         sent = _Sent(self._clock, on_sent)
         replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
+        leased = lease is not None and replies.pop() is not None
         tokens, (complete, registered) = replies[-2:]
         if complete and registered:
             await self._extend((registry, *keys), replies[1 + len(keys) : -2], ttl_ms=ttl_ms, deadline=deadline)
-        return Capture(tokens, epoch, complete=bool(complete), registered=bool(registered), sent_at=sent.at)
+        return Capture(
+            tokens, epoch, complete=bool(complete), registered=bool(registered), sent_at=sent.at, leased=leased
+        )
 
     async def _extend(
         self, keys: Sequence[bytes], remaining: Sequence[int], *, ttl_ms: int, deadline: float | None
@@ -234,6 +244,27 @@ class RedisStore:
                 await self._call("capture", [("PEXPIRE", key, ttl_ms) for key in due], deadline=deadline)
             except StoreError:
                 pass  # what expires early is a miss
+
+    async def acquire(self, name: bytes, token: bytes, *, ttl_ms: int, deadline: float | None = None) -> bool:
+        """Take a lease with SET NX."""
+        (reply,), _ = await self._call("lease", (("SET", name, token, "NX", "PX", ttl_ms),), deadline=deadline)
+        return reply is not None
+
+    async def prolong(self, name: bytes, token: bytes, *, ttl_ms: int) -> bool:
+        """Renew a lease that is still the holder's; where the server permits no scripts, it cannot be renewed."""
+        commands: Sequence[Command] = (("EVAL", _PROLONG, 1, name, token, ttl_ms),)
+        (reply,), _ = await self._call("lease", commands, deadline=None, waited_for=False, optional=(0,))
+        return bool(reply == 1)
+
+    async def release(self, name: bytes, token: bytes, *, message: bytes) -> None:
+        """Remove a lease that is still the holder's, then PUBLISH; neither is needed for anybody to go on."""
+        commands: Sequence[Command] = (("EVAL", _RELEASE, 1, name, token), ("PUBLISH", EVENTS, message))
+        await self._call("lease", commands, deadline=None, waited_for=False, optional=(0, 1))
+
+    async def lease_left(self, name: bytes) -> float:
+        """Ask with PTTL."""
+        (left,), _ = await self._call("lease", (("PTTL", name),), deadline=None)
+        return max(0, int(left)) / 1000
 
     async def write(self, key: bytes, value: bytes, *, ttl_ms: int, deadline: float | None = None) -> None:
         """Keep a value with SET PX."""

@@ -18,7 +18,6 @@ from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import Message, Receive, Scope, Send
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Missing, Shared
-from nexcache.fill import Fill
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import CacheKey
 from nexcache.message import Entry, StoredResponse
@@ -255,7 +254,7 @@ def captured_after_the_computation(patch: pytest.MonkeyPatch) -> None:
 def joined_across_an_invalidation(patch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a key that is being computed waits for that, under whatever generations it was begun."""
 
-    def any_of(self: Flights, key: CacheKey, generations: tuple[bytes, ...] | None) -> Fill | None:
+    def any_of(self: Flights, key: CacheKey, generations: tuple[bytes, ...] | None) -> Any:
         return next((fill for (name, _), fill in self._fills.items() if name == key.name), None)
 
     patch.setattr(Flights, "get", any_of)
