@@ -8,6 +8,22 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def test_five_hundred_cold_requests_to_two_processes_are_one_call_of_the_handler() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "stampede.py"), "--requests", "500", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    rows = json.loads(printed.stdout)
+    assert [row["processes"] for row in rows] == [1, 2]
+    for row in rows:
+        assert (row["handler_calls"], row["answered"]) == (1, 500), row
+        assert row["commands_per_node"] < 500, row  # fewer than one a request, however they arrive
+
+
 def test_the_cost_of_a_hit_is_printed_beside_the_bare_app_of_the_same_run() -> None:
     printed = subprocess.run(
         [sys.executable, str(BENCHMARKS / "hit.py"), "--rounds", "1", "--no-server", "--json"],
