@@ -36,8 +36,9 @@ types: $(VENV)/.dev ## mypy --strict on source and tests
 unit: $(VENV)/.dev ## the test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app
+bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, and a stampede
 	$(BIN)/python benchmarks/hit.py
+	$(BIN)/python benchmarks/stampede.py
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,6 @@
 """Capturing generations: only from a whole registry, and with the epoch of the server they were read from."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,45 @@ async def test_a_new_tenants_registry_is_restored_first_and_only_once() -> None:
     assert first == second
     assert len(first.generations) == len(KEY.generations)
     assert await store.members(KEYS.registry("acme")) == frozenset((b"overview",))
+
+
+class Late:
+    """A second node's way to the same store: its turn to restore is asked for when the test says so."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.asking = asyncio.Event()
+        self.goes_on = asyncio.Event()
+
+    async def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        self.asking.set()
+        await self.goes_on.wait()
+        return await self._store.acquire(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_a_node_that_saw_the_registry_lost_leaves_alone_what_another_has_restored() -> None:
+    """Otherwise the first requests of a tenant would be computed once per node."""
+    store = Recording()
+    late: Any = Late(store)
+    there = asyncio.create_task(Generations(late, KEYS).capture(KEY))
+    await late.asking.wait()
+    here = await Generations(store, KEYS).capture(KEY)
+    late.goes_on.set()
+
+    assert await there == here
+    assert store.asked.count("restore") == 1
+
+
+async def test_a_node_that_is_to_restore_the_registry_and_does_not_is_not_waited_for() -> None:
+    store = Recording()
+    assert await store.acquire(KEYS.of_restoration("acme"), b"of a node that died", ttl_ms=60_000)
+
+    await Generations(store, KEYS).capture(KEY)
+
+    assert store.asked == ["capture", "restore", "capture"]
 
 
 async def test_a_capture_that_was_taken_before_the_restoring_is_not_used() -> None:
