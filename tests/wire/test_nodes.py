@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import Receive, Scope, Send
+from nexcache.fill_lease import End
 from tests.servers import Valkey
 from tests.wire.server import Exchange, Origin, ask, until
 
@@ -238,6 +239,28 @@ async def test_after_the_soft_limit_a_node_computes_itself_once(nodes: Nodes) ->
     nodes.app.open(1)
     await waiting
     assert nodes.app.calls == 2
+    assert bodies(there) == {b"answer 1"}
+    nodes.app.open()
+    await running
+
+
+async def test_a_node_that_waited_twice_in_vain_computes_itself_once(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a stream of invalidations other nodes could always be a step ahead."""
+    _, running = await nodes.first()
+    waited: list[bytes] = []
+
+    async def ended(name: bytes, *, since: float, limit: float) -> End:
+        waited.append(name)
+        return End.OVER  # and nothing is there
+
+    monkeypatch.setattr(nodes.caches[1].leases, "ended", ended)
+    there, waiting = nodes.crowd(1)
+    await until(lambda: nodes.app.calls == 2)
+    nodes.app.open(1)
+    await waiting
+    assert (nodes.app.calls, len(waited)) == (2, 2)
     assert bodies(there) == {b"answer 1"}
     nodes.app.open()
     await running
