@@ -12,8 +12,8 @@ from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
 from nexcache.explain import Behind, Explanation, scope_of
-from nexcache.health import Health
 from nexcache.fill_lease import FillLeases
+from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace

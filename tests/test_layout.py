@@ -124,7 +124,7 @@ OWNERS: Final = {
     "pydantic": frozenset(("settings", "fastapi")),
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
-    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease",)),
+    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease")),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),
