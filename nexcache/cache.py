@@ -32,7 +32,8 @@ from nexcache.telemetry.prometheus import CONTENT_TYPE
 from nexcache.wiring import build, version
 
 if TYPE_CHECKING:
-    from nexcache.stores.redis import RedisStore
+    from nexcache.stores.redis import RedisCommands
+    from nexcache.stores.target import CredentialProvider
 
 _WARMED_AT_ONCE: Final = 4
 _GRACE: Final = 5.0
@@ -46,9 +47,15 @@ class NexCache:
     any number of times, and the next use opens it again.
     """
 
-    def __init__(self, settings: Settings | None = None, *, store: "RedisStore | None" = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        store: "RedisCommands | None" = None,
+        credential_provider: "CredentialProvider | None" = None,
+    ) -> None:
         self.settings = settings if settings is not None else Settings()
-        self._parts = build(self.settings, store=store)
+        self._parts = build(self.settings, store=store, credentials=credential_provider)
         self._told = False
         self.enabled = self.settings.enabled
         self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
@@ -56,9 +63,12 @@ class NexCache:
         self._apps: WeakSet[Behind] = WeakSet()
 
     @classmethod
-    def from_env(cls, **overrides: Any) -> "NexCache":
-        """Build a cache from the environment and `.env`; raises ConfigurationError naming a bad setting."""
-        return cls(Settings(**overrides))
+    def from_env(cls, *, credential_provider: "CredentialProvider | None" = None, **overrides: Any) -> "NexCache":
+        """Build a cache from the environment and `.env`; raises ConfigurationError naming a bad setting.
+
+        `credential_provider` is the client's: it is asked for user and password at every new connection.
+        """
+        return cls(Settings(**overrides), credential_provider=credential_provider)
 
     # --- what the parts of the package use -----------------------------------------------------------------
 

@@ -417,7 +417,7 @@ class Entries:
         found: Found | Missing
         try:
             failures = self._invalidations.failures
-            if self._invalidations.queued and not await self._invalidations.caught_up(deadline=deadline):
+            if self._invalidations.queued and not await self._invalidations.caught_up(key.tenant, deadline=deadline):
                 return self._local.lookup(key)
             looked = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent)
             if self._invalidations.failures != failures:  # what was read may be what was invalidated meanwhile

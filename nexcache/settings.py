@@ -60,7 +60,14 @@ class Settings(BaseSettings):
     redis_username: str | None = Field(None, validation_alias=AliasChoices("REDIS_USERNAME"))
     redis_password: SecretStr | None = Field(None, validation_alias=AliasChoices("REDIS_PASSWORD"))
     redis_ssl: bool = Field(default=False, validation_alias=AliasChoices("REDIS_SSL"))
+    redis_password_file: Path | None = Field(None, validation_alias=AliasChoices("REDIS_PASSWORD_FILE"))
+    """Read at start for `redis_password`, and anew for every connection."""
     redis_ssl_ca_certs: Path | None = Field(None, validation_alias=AliasChoices("REDIS_SSL_CA_CERTS"))
+    redis_ssl_certfile: Path | None = Field(None, validation_alias=AliasChoices("REDIS_SSL_CERTFILE"))
+    redis_ssl_keyfile: Path | None = Field(None, validation_alias=AliasChoices("REDIS_SSL_KEYFILE"))
+    redis_credentials: Literal["password", "entra-id", "managed-identity"] = Field(
+        "password", validation_alias=AliasChoices("REDIS_CREDENTIALS")
+    )
     redis_db: int = Field(0, ge=0, validation_alias=AliasChoices("REDIS_DB"))
 
     enabled: bool = Field(default=True, validation_alias=AliasChoices("CACHE_ENABLED"))
@@ -209,7 +216,7 @@ class Settings(BaseSettings):
             raise ValueError("must be UTF-8 text")
         return value
 
-    @field_validator("api_keys_file", "redis_ssl_ca_certs")
+    @field_validator("api_keys_file", "redis_ssl_ca_certs", "redis_ssl_certfile", "redis_ssl_keyfile")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
@@ -225,7 +232,15 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ConfigurationError(f"CACHE_API_KEYS_FILE {error}") from None
             object.__setattr__(self, "api_keys", (*self.api_keys, *keys))
+        if (self.redis_ssl_certfile is None) != (self.redis_ssl_keyfile is None):
+            raise ConfigurationError("REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE belong together: set both or none")
         self.get_redis_url()
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether keys are to carry hash tags, because the server is a cluster."""
+        url = self.get_redis_url()
+        return url is not None and url.partition("://")[0].lower().endswith("+cluster")
 
     def ttl_of(self, operation: str) -> float | None:
         """Return the seconds that `CACHE_TTL_<OPERATION>` sets for an operation, or None."""
@@ -256,7 +271,7 @@ class Settings(BaseSettings):
         completed = dict(place)
         if password and not place["password"]:
             completed |= {"password": password, "username": place["username"] or self.redis_username}
-        if self.redis_ssl and "host" in place:
+        if self.redis_ssl and "unix_socket" not in place:
             completed["tls"] = True
         return text if completed == place and "://" in text else _url(completed)
 
@@ -345,6 +360,16 @@ def _url(place: Mapping[str, Any]) -> str:
     if "unix_socket" in place:
         return f"unix://{credentials}{place['unix_socket']}?db={place['db']}"
     scheme = "rediss" if place["tls"] else "redis"
+    if "nodes" in place:
+        nodes = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in place["nodes"])
+        if place["master"] is None:
+            return f"{scheme}+cluster://{credentials}{nodes}"
+        query = "&".join(
+            f"{name}={quote(place[name], safe='')}"
+            for name in ("sentinel_username", "sentinel_password")
+            if place[name]
+        )
+        return f"{scheme}+sentinel://{credentials}{nodes}/{quote(place['master'], safe='')}/{place['db']}?{query}"
     host = f"[{place['host']}]" if ":" in place["host"] else place["host"]
     return f"{scheme}://{credentials}{host}:{place['port']}/{place['db']}"
 
@@ -357,15 +382,33 @@ def parse_redis_url(url: str) -> dict[str, Any]:
     scheme, found, rest = url.strip().partition("://")
     if not found and "," in url:
         return _parse_connection_string(url)
-    scheme = scheme.lower()
-    if scheme not in ("redis", "rediss", "valkey", "valkeys", "unix") or not found:
+    scheme, _, topology = scheme.lower().partition("+")
+    if (
+        not found
+        or scheme not in ("redis", "rediss", "valkey", "valkeys", "unix")
+        or topology not in ("", "sentinel", "cluster")
+        or (scheme == "unix" and topology)
+    ):
         raise ConfigurationError(
-            "REDIS_URL must begin with redis://, rediss:// (TLS) or unix://, or be a connection string such as "
-            "host:6380,password=…,ssl=True"
+            "REDIS_URL must begin with redis://, rediss:// (TLS), redis+sentinel://, redis+cluster:// or unix://, or "
+            "be a connection string such as host:6380,password=…,ssl=True"
         )
     credentials, _, place = rest.rpartition("@")
     username, _, password = credentials.partition(":")
-    parts = _split(scheme, place) if not any(char in credentials for char in "/#?") else None
+    parts = None
+    if not any(char in credentials for char in "/#?"):
+        parts = _split_several(scheme, topology, place) if topology else _split(scheme, place)
+    if parts is None and topology == "sentinel":
+        raise ConfigurationError(
+            "REDIS_URL must look like redis+sentinel://user:password@host:port,host:port/name?sentinel_username=…, "
+            "with the name under which the Sentinels watch the servers; percent-encode characters such as #, / and @ "
+            "in passwords"
+        )
+    if parts is None and topology:
+        raise ConfigurationError(
+            "REDIS_URL must look like redis+cluster://user:password@host:port,host:port; a cluster has no numbered "
+            "databases; percent-encode characters such as #, / and @ in the password"
+        )
     if parts is None:
         raise ConfigurationError(
             "REDIS_URL must look like redis://user:password@host:port/db; percent-encode characters such as #, / "
@@ -396,6 +439,43 @@ def _split(scheme: str, place: str) -> dict[str, Any] | None:
         "port": port or 6379,
         "tls": scheme in ("rediss", "valkeys"),
     }
+
+
+def _split_several(scheme: str, topology: str, place: str) -> dict[str, Any] | None:
+    """Take apart what follows the credentials where several nodes are named, or return None."""
+    if "#" in place:
+        return None
+    place, _, options = place.partition("?")
+    addresses, _, path = place.partition("/")
+    nodes = []
+    for address in addresses.split(","):
+        endpoint = _ENDPOINT.fullmatch(address.strip())
+        if endpoint is None:
+            return None
+        port = int(endpoint["port"] or (26379 if topology == "sentinel" else 6379))
+        if not 0 < port < 65536:  # noqa: PLR2004
+            return None
+        nodes.append((endpoint["host"].strip("[]"), port))
+    query = dict(pair.partition("=")[::2] for pair in options.split("&") if pair)
+    master, _, database = path.strip("/").partition("/")
+    database = database or query.pop("db", "")
+    sentinels = {name: unquote(query.pop(name, "")) or None for name in ("sentinel_username", "sentinel_password")}
+    common = {"tls": scheme in ("rediss", "valkeys"), "nodes": tuple(nodes)}
+    if query:
+        return None
+    if topology == "cluster":
+        return (
+            None
+            if master not in ("", "0") or database or any(sentinels.values())
+            else common
+            | {
+                "db": 0,
+                "master": None,
+            }
+        )
+    if not master or (database and not (database.isdigit() and database.isascii())):
+        return None
+    return common | sentinels | {"db": int(database or 0), "master": unquote(master)}
 
 
 def _parse_connection_string(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexcache.alerting import Gauges, Watch, Webhook
@@ -33,7 +34,8 @@ from nexcache.telemetry.prometheus import PrometheusText
 
 if TYPE_CHECKING:
     from nexcache.invalidation.coherence import Coherence
-    from nexcache.stores.redis import RedisStore
+    from nexcache.stores.redis import RedisCommands
+    from nexcache.stores.target import CredentialProvider
     from nexcache.vault import Vault
 
 
@@ -66,14 +68,24 @@ class Parts:
     sampler: Sampler
 
 
-def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emitter | None = None) -> Parts:
+def build(
+    settings: Settings,
+    *,
+    store: "RedisCommands | None" = None,
+    credentials: "CredentialProvider | None" = None,
+    emitter: Emitter | None = None,
+) -> Parts:
     """Build a cache from its settings; `store` replaces the one that the settings name."""
     emitter = emitter if emitter is not None else Emitter()
     counts = Counts()
-    keys = KeySpace(version=settings.namespace_version, secret=settings.namespace_secret.get_secret_value())
+    keys = KeySpace(
+        version=settings.namespace_version,
+        secret=settings.namespace_secret.get_secret_value(),
+        cluster=settings.on_cluster,
+    )
     codec = Codec({kid: secret.get_secret_value().encode() for kid, secret in settings.signing_keys.items()})
     if store is None:
-        store = _redis(settings, emitter)
+        store = _redis(settings, emitter, credentials)
     local = MemoryStore(max_bytes=max(settings.l1_max_bytes // 4, 1024 * 1024))
     local_generations = Generations(local, keys)
     memory = Memory(
@@ -188,7 +200,7 @@ def build(settings: Settings, *, store: "RedisStore | None" = None, emitter: Emi
     )
 
 
-def _coherence(settings: Settings, store: "RedisStore | None", emitter: Emitter) -> "Coherence | None":
+def _coherence(settings: Settings, store: "RedisCommands | None", emitter: Emitter) -> "Coherence | None":
     """Make what keeps a memory in front of the store right; None where there shall be none."""
     if store is None or not settings.l1_enabled:
         return None
@@ -198,11 +210,13 @@ def _coherence(settings: Settings, store: "RedisStore | None", emitter: Emitter)
 
     view = View(lease=settings.l1_lease_ms / 1000)
     return Coherence(
-        store=store, view=view, backplane=Backplane(store.connect, store=store, view=view, emitter=emitter)
+        store=store,
+        view=view,
+        backplane=Backplane(store.connect, store=store, view=view, emitter=emitter, door=store.door),
     )
 
 
-def _vault(settings: Settings, store: "RedisStore | None", keys: KeySpace) -> "Vault | None":
+def _vault(settings: Settings, store: "RedisCommands | None", keys: KeySpace) -> "Vault | None":
     """Make what encrypts values in the store; None where there are no keys, or no store."""
     if store is None or not settings.encryption_keys:
         return None
@@ -232,26 +246,52 @@ def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:
     """Remember nothing of what was read."""
 
 
-def _redis(settings: Settings, emitter: Emitter) -> "RedisStore | None":
+def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvider | None") -> "RedisCommands | None":
     url = settings.get_redis_url()
     if url is None:
         return None
-    from nexcache.stores.redis import InfoEpoch, RedisStore, Target, TrustedEpoch  # noqa: PLC0415 - only where used
+    from nexcache.stores.cluster import ClusterStore  # noqa: PLC0415 - only where used
+    from nexcache.stores.redis import InfoEpoch, RedisStore, TrustedEpoch  # noqa: PLC0415 - only where used
+    from nexcache.stores.target import ClusterTarget, PasswordFile, target_of  # noqa: PLC0415 - only where used
 
     place = parse_redis_url(url)
-    if settings.redis_ssl and "host" in place:
-        place["tls"] = True
-    if settings.redis_ssl_ca_certs is not None:
-        place["ca_certs"] = str(settings.redis_ssl_ca_certs)
-    return RedisStore(
-        Target(**place),
-        emitter=emitter,
-        timeout=settings.op_timeout_ms / 1000,
-        epoch=TrustedEpoch() if settings.failover == "trust" else InfoEpoch(),
+    if credentials is None and settings.redis_credentials != "password":
+        credentials = _entra_id(settings, managed=settings.redis_credentials == "managed-identity")
+    if credentials is None and settings.redis_password_file is not None:
+        rotating = PasswordFile(settings.redis_password_file, place["username"])
+        if place["password"] == rotating.get_credentials()[-1]:  # and not one that comes from elsewhere
+            credentials = rotating
+    if credentials is not None:
+        place |= {"username": None, "password": None}
+    target = target_of(
+        place,
+        ca_certs=_text(settings.redis_ssl_ca_certs),
+        client_cert=_text(settings.redis_ssl_certfile),
+        client_key=_text(settings.redis_ssl_keyfile),
+        credentials=credentials,
     )
+    timeout, trust = settings.op_timeout_ms / 1000, settings.failover == "trust"
+    if isinstance(target, ClusterTarget):
+        return ClusterStore(target, emitter=emitter, timeout=timeout, epoch=TrustedEpoch if trust else InfoEpoch)
+    return RedisStore(target, emitter=emitter, timeout=timeout, epoch=TrustedEpoch() if trust else InfoEpoch())
 
 
-def _started(settings: Settings, store: "RedisStore | None", *, signs: bool) -> Started:
+def _entra_id(settings: Settings, *, managed: bool) -> "CredentialProvider":
+    """Make a provider of Entra ID's tokens; they are asked for anew at every connection, and kept while they hold."""
+    try:
+        from nexcache.stores.entra_id import provider  # noqa: PLC0415 - needs the extra
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            f"REDIS_CREDENTIALS={settings.redis_credentials} needs redis-entraid: pip install 'nexcache[azure]'"
+        ) from None
+    return provider(managed=managed, client_id=settings.redis_username)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _started(settings: Settings, store: "RedisCommands | None", *, signs: bool) -> Started:
     warnings = []
     if store is None:
         if (workers := in_workers()) > 1:

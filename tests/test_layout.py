@@ -70,6 +70,11 @@ LAYERS: Final = {
         health
         alerting
         fill_lease
+        stores.door
+        stores.epoch
+        stores.target
+        stores.cluster
+        stores.entra_id
     """,
     "entry points": """
         middleware
@@ -117,7 +122,11 @@ ALLOWED: Final = {
 }
 
 OWNERS: Final = {
-    "redis": frozenset(("stores.redis", "stores.lane", "stores.faults", "invalidation.backplane")),
+    "redis": frozenset(
+        f"stores.{name}" for name in ("redis", "lane", "faults", "door", "epoch", "target", "cluster", "entra_id")
+    )
+    | {"invalidation.backplane"},
+    "redis_entraid": frozenset(("stores.entra_id",)),
     "structlog": frozenset(LAYERS["listeners"].split()),
     "opentelemetry": frozenset(LAYERS["listeners"].split()),
     "starlette": frozenset(("fastapi",)),
@@ -125,6 +134,7 @@ OWNERS: Final = {
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
     "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease")),
+    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease",)),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),

@@ -68,6 +68,10 @@ def assert_silent(error: BaseException | None) -> None:
         ("REDIS_PASSWORD", "p,#/@ =", "redis_password", SecretStr("p,#/@ =")),
         ("REDIS_SSL", "true", "redis_ssl", True),
         ("REDIS_SSL_CA_CERTS", __file__, "redis_ssl_ca_certs", Path(__file__)),
+        ("REDIS_SSL_CERTFILE", __file__, None, None),
+        ("REDIS_SSL_KEYFILE", __file__, None, None),
+        ("REDIS_PASSWORD_FILE", __file__, None, None),
+        ("REDIS_CREDENTIALS", "entra-id", "redis_credentials", "entra-id"),
         ("REDIS_DB", "3", "redis_db", 3),
         ("CACHE_ENABLED", "false", "enabled", False),
         ("CACHE_TTL_SECONDS", "600", "ttl_seconds", 600.0),
@@ -97,7 +101,7 @@ def assert_silent(error: BaseException | None) -> None:
 def test_every_name_sets_its_field(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str, field: str | None, value: object
 ) -> None:
-    if field is None:  # read below, from a file that holds keys
+    if field is None:  # read below, from files that hold what is asked for, or in pairs
         return
     for spelling in (name, name.lower()):
         monkeypatch.setenv(spelling, text)
@@ -193,9 +197,13 @@ def test_an_operations_ttl_can_be_given_in_code_under_its_name() -> None:
         ("REDIS_HOST", f"{CANARY}:6379", "REDIS_HOST must be a host's name or address, without scheme and port"),
         ("REDIS_HOST", f"redis://{CANARY}", "REDIS_HOST must be a host's name or address, without scheme and port"),
         ("REDIS_HOST", f"user@{CANARY}", "REDIS_HOST must be a host's name or address, without scheme and port"),
-        ("REDIS_URL", CANARY, "REDIS_URL must begin with redis://, rediss:// (TLS) or unix://, or be a connection"),
-        ("REDIS_URL", f"http://{CANARY}", "REDIS_URL must begin with redis://, rediss:// (TLS) or unix://"),
-        ("REDIS_URL", f"redis+cluster://{CANARY}", "REDIS_URL must begin with redis://, rediss:// (TLS) or unix://"),
+        (
+            "REDIS_URL",
+            CANARY,
+            "REDIS_URL must begin with redis://, rediss:// (TLS), redis+sentinel://, redis+cluster:// or unix://",
+        ),
+        ("REDIS_URL", f"http://{CANARY}", "REDIS_URL must begin with redis://, rediss:// (TLS)"),
+        ("REDIS_URL", f"redis+proxy://{CANARY}", "REDIS_URL must begin with redis://, rediss:// (TLS)"),
         ("CACHE_ENABLED", CANARY, "CACHE_ENABLED must be a valid boolean"),
         ("CACHE_TTL_SECONDS", CANARY, 'CACHE_TTL_SECONDS must be seconds or text such as "90s", "2m" or "1h30m"'),
         ("CACHE_TTL_SECONDS", "0", "CACHE_TTL_SECONDS must be greater than 0"),
@@ -345,7 +353,7 @@ def test_a_url_is_taken_apart(url: str, expected: dict[str, Any]) -> None:
         "", "h", "h:1", "redis:h", "redis:/h", "http://h", "redis://h/x", "redis://h/-1", "redis://h/\u0661",
         "redis://h:x", "redis://h:99999", "redis://h:-1", "redis://:p#q@h", "redis://:p/q@h", "redis://:p?q@h",
         "redis://h/0#x", "redis://h#", "redis://a b", "redis://[h]", "redis://[::1", "unix://", "unix:///", "unix://h/s",
-        "redis://h\u2100", "redis+sentinel://h",
+        "redis://h\u2100",
     ],
 )  # fmt: skip
 def test_a_url_that_cannot_work_is_refused(url: str) -> None:
@@ -524,6 +532,72 @@ def test_the_environment_wins_over_a_file_that_dotenv_names(monkeypatch: pytest.
     assert Settings().redis_password == SecretStr("environment")
 
 
+def test_a_clients_certificate_and_its_key_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_SSL_CERTFILE", __file__)
+    assert refused() == "REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE belong together: set both or none"
+    monkeypatch.setenv("REDIS_SSL_KEYFILE", __file__)
+    assert (Settings().redis_ssl_certfile, Settings().redis_ssl_keyfile) == (Path(__file__), Path(__file__))
+
+
+SENTINEL = {"db": 0, "tls": False, "master": "main", "sentinel_username": None, "sentinel_password": None}
+CLUSTER = {"db": 0, "tls": False, "master": None}
+NOBODY = {"username": None, "password": None}
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        pytest.param(
+            "redis+sentinel://a:1,b/main",
+            NOBODY | SENTINEL | {"nodes": (("a", 1), ("b", 26379))},
+            id="the port of Sentinels",
+        ),
+        pytest.param(
+            "rediss+sentinel://u:p%2Fw@[::1]:1,10.0.0.1:2/main/3?sentinel_username=s&sentinel_password=%23",
+            {"username": "u", "password": "p/w"}
+            | SENTINEL
+            | {"nodes": (("::1", 1), ("10.0.0.1", 2)), "db": 3, "tls": True}
+            | {"sentinel_username": "s", "sentinel_password": "#"},
+            id="users and passwords of both",
+        ),
+        pytest.param("redis+sentinel://a/main?db=4", NOBODY | SENTINEL | {"nodes": (("a", 26379),), "db": 4}, id="db"),
+        pytest.param("redis+cluster://a:1,b", NOBODY | CLUSTER | {"nodes": (("a", 1), ("b", 6379))}, id="cluster"),
+        pytest.param(
+            "valkeys+cluster://:p@a:1/0",
+            {"username": None, "password": "p"} | CLUSTER | {"nodes": (("a", 1),), "tls": True},
+            id="cluster with TLS",
+        ),
+    ],
+)
+def test_several_nodes_are_taken_apart_and_written_down_again(url: str, place: dict[str, Any]) -> None:
+    assert parse_redis_url(url) == place
+    completed = Settings(redis_url=url, redis_password="else", redis_ssl=True)
+    expected = place | {"password": place["password"] or "else", "tls": True}
+    assert parse_redis_url(completed.get_redis_url() or "") == expected
+    assert completed.on_cluster == (place["master"] is None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis+sentinel://:{CANARY}@a:1",
+        f"redis+sentinel://:{CANARY}@a:1/main/x",
+        f"redis+sentinel://:{CANARY}@a:1/main?sentinel={CANARY}",
+        f"redis+sentinel://:{CANARY}@/main",
+        f"redis+sentinel://:{CANARY}/@a:1/main",
+        f"redis+sentinel://:{CANARY}@a:70000/main",
+        f"redis+cluster://:{CANARY}@a:1/2",
+        f"redis+cluster://:{CANARY}@a:1?db=2",
+        f"redis+cluster://:{CANARY}@a:1,,b",
+        f"redis+cluster://:{CANARY}#@a:1",
+        f"unix+cluster://:{CANARY}@a:1",
+        f"redis+proxy://:{CANARY}@a:1",
+    ],
+)
+def test_nodes_that_cannot_be_meant_are_refused_with_an_example(url: str) -> None:
+    assert "redis+" in refused(redis_url=url)
+
+
 def test_api_keys_come_from_the_environment_and_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     other, odd = "b" * 64, "c" * 64
@@ -553,7 +627,7 @@ def examples() -> Iterator[tuple[str, str, str]]:
 def test_the_example_lists_every_name_once_and_no_other() -> None:
     fields = [name for field in Settings.model_fields if field != "operation_ttls" for name in names_of(field)]
     expected = [*fields, *(f"{name}_FILE" for name in FROM_FILES), "CACHE_TTL_DASHBOARD_OVERVIEW"]
-    assert sorted(name for name, _, _ in examples()) == sorted(expected)
+    assert sorted(name for name, _, _ in examples()) == sorted(set(expected))
 
 
 @pytest.mark.parametrize(("name", "value", "comment"), [pytest.param(*each, id=each[0]) for each in examples()])
@@ -576,7 +650,11 @@ def test_the_example_explains_every_name_and_shows_its_default(name: str, value:
 
 
 def test_the_example_works_when_it_is_uncommented(tmp_path: Path) -> None:
-    lines = [f"{name}={value}" for name, value, _ in examples() if not name.endswith(("_FILE", "_CERTS"))]
+    lines = [
+        f"{name}={value}"
+        for name, value, _ in examples()
+        if not name.endswith(("_FILE", "_CERTS", "_CERTFILE", "_KEYFILE"))
+    ]
     (tmp_path / ".env").write_text("\n".join(lines), encoding="utf-8")
     settings = Settings()
     assert settings.ttl_of("dashboard_overview") == 120.0

@@ -22,6 +22,8 @@ _MOST_QUEUED: Final = 256
 """Generations queued per tenant; more become one, that of the whole tenant."""
 _MOST_QUEUED_IN_ALL: Final = 20_000
 """Generations queued of all tenants; with more, each tenant's become one."""
+_MOST_FAILED: Final = 64
+"""Tenants whose invalidations could not be delivered, after which an attempt is given up."""
 _FIRST_RETRY: Final = 0.1
 _SLOWEST_RETRY: Final = 1.0
 """Seconds between attempts to deliver what is queued, where no request does it sooner."""
@@ -141,20 +143,22 @@ class Invalidations:
             found.update(name_of(member) for member in members or ())
         return frozenset(found)
 
-    async def caught_up(self, *, deadline: float | None = None) -> bool:
+    async def caught_up(self, tenant: str | None = None, *, deadline: float | None = None) -> bool:
         """Tell the store what was queued while it was away; False while it still is, or at the deadline.
 
-        Nothing may be read from the store before this is true: an entry there may be one that this process
-        has invalidated.
+        Nothing of a tenant may be read from the store before this is true: an entry there may be one that this
+        process has invalidated. Without a tenant, all of them are meant.
         """
-        if not self._queue:
+        if not self._queue or (tenant is not None and tenant not in self._queue):
             return True
         loop = asyncio.get_running_loop()
         replaying = self._replaying
         if replaying is None or replaying.done() or replaying.get_loop() is not loop:
             replaying = self._replaying = loop.create_task(self._replay(), name="nexcache-replay")
         await asyncio.wait((replaying,), timeout=None if deadline is None else max(0.0, deadline - loop.time()))
-        return replaying.done() and not replaying.cancelled() and replaying.result()
+        if not replaying.done() or replaying.cancelled():
+            return False
+        return replaying.result() or (tenant is not None and tenant not in self._queue)
 
     async def aclose(self) -> None:
         """Try once more to deliver what is queued."""
@@ -175,13 +179,18 @@ class Invalidations:
     async def _replay(self) -> bool:
         if self._shared is None:
             return True
+        failed: set[str] = set()
         while self._queue:
             tenant, tokens = next(iter(self._queue.items()))
+            if tenant in failed or len(failed) >= _MOST_FAILED:
+                return False
             told = dict(tokens)
             try:
                 await self._shared.unlink(tuple(told), message=self._message(tuple(told)))
             except StoreError:
-                return False
+                failed.add(tenant)  # on a cluster, other tenants' nodes may well be there
+                self._queue.move_to_end(tenant)
+                continue
             if self._coherence is not None:
                 self._coherence.invalidated(told)  # what was read meanwhile was read too early
             for token, number in told.items():

@@ -16,14 +16,17 @@ from redis.exceptions import RedisError
 
 from nexcache.errors import StoreError
 from nexcache.invalidation.view import View
+from nexcache.stores.door import Door
 from nexcache.stores.redis import EVENTS
 from nexcache.telemetry.events import BackplaneChanged, Emitter
 
 _ACKS: Final = b"nexarch:@acks:"
 _MOST_KEYS: Final = 10_000
 _LONGEST: Final = 1024 * 1024
-_HEARTBEAT: Final = 1.0
+_HEARTBEAT: Final = 0.2
 """Seconds of silence after which the server is asked whether it is still there."""
+_PULSE: Final = 0.3
+"""Seconds for its answer: a server that does not answer is hung, and its silence means nothing."""
 _SLOWEST: Final = 5.0
 """Seconds between attempts to connect, at most."""
 
@@ -72,7 +75,9 @@ class Backplane:
         view: View,
         emitter: Emitter,
         timeout: float = 1.0,
+        door: Door | None = None,
     ) -> None:
+        self._door = door if door is not None else Door()
         self.node = secrets.token_hex(8).encode()
         self.connected = False
         self._connect = connect
@@ -130,7 +135,8 @@ class Backplane:
 
     async def _listen(self, connection: AbstractConnection) -> None:
         async with asyncio.timeout(self._timeout):
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await self._door.enter(connection)
+            self._door.opened()
             await connection.send_command("SUBSCRIBE", EVENTS, _ACKS + self.node, check_health=False)
             for _ in range(2):
                 await connection.read_response(timeout=math.inf)
@@ -140,7 +146,7 @@ class Backplane:
                 async with asyncio.timeout(_HEARTBEAT):
                     reply = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
             except TimeoutError:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(_PULSE):
                     await connection.send_command("PING", check_health=False)
                     reply = await connection.read_response(timeout=math.inf)
             match reply:

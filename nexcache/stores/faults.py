@@ -1,5 +1,6 @@
 """What the client's and the server's errors mean for a cache: away, or there and refusing."""
 
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from redis import exceptions as redis
@@ -15,6 +16,33 @@ _REFUSALS: Final = (
 )
 
 
+class Redirected(StoreUnavailable):
+    """Another node of the cluster has the keys: nothing of what was asked has been done.
+
+    With `ask` only these commands are to go there, each after ASKING; the slot has not moved yet.
+    """
+
+    def __init__(self, host: str, port: int, slot: int, *, ask: bool) -> None:
+        super().__init__("busy", "another node of the cluster has the keys; set REDIS_URL to redis+cluster://…")
+        self.host = host
+        self.port = port
+        self.slot = slot
+        self.ask = ask
+
+
+def redirected(replies: Sequence[object], optional: Collection[int] = ()) -> Redirected | None:
+    """Say where a group of commands is to go; None where it was carried out at least in part, or failed otherwise."""
+    found = {
+        (reply.host, reply.port, reply.slot_id, not isinstance(reply, redis.MovedError))
+        if isinstance(reply, redis.AskError)  # of which MovedError is a kind
+        else None
+        for index, reply in enumerate(replies)
+        if index not in optional
+    }
+    place = found.pop() if len(found) == 1 else None
+    return Redirected(place[0], place[1], place[2], ask=place[3]) if place is not None else None
+
+
 def classify(error: BaseException) -> StoreUnavailable | StoreRefused:
     """Translate an error of the client. Messages are our own: the client's may repeat what was sent."""
     if isinstance(error, StoreUnavailable | StoreRefused):
@@ -24,6 +52,8 @@ def classify(error: BaseException) -> StoreUnavailable | StoreRefused:
             return StoreRefused(word, message)
     if isinstance(error, redis.BusyLoadingError | redis.MasterDownError | redis.ClusterDownError):
         return StoreUnavailable("busy", "the server is loading its data or has no primary")
+    if isinstance(error, redis.AskError | redis.TryAgainError):
+        return StoreUnavailable("busy", "keys are moving between nodes of the cluster")
     if isinstance(error, redis.TimeoutError | TimeoutError):
         return StoreUnavailable("timeout", "the store did not answer in time")
     if isinstance(error, redis.ConnectionError | OSError):

@@ -17,19 +17,23 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    MasterDownError,
     ReadOnlyError,
     RedisError,
     ResponseError,
 )
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
+from nexcache.stores.door import Door
 from nexcache.stores.faults import classify
 
 Command: TypeAlias = tuple[Any, ...]
 
 _MOST_WAITING: Final = 20_000
-_REFUSED_FOR: Final = 1.0
-"""Seconds for which a server that refused a new connection is not asked again: its log is no place for a storm."""
+_MISPLACED: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
+"""Answers of a server that is not, or not yet, the one to ask."""
+_DROPS_APART: Final = 0.1
+"""Seconds between two connections that are given up for such an answer: a storm of new ones helps nobody."""
 
 
 class Epoch(Protocol):
@@ -71,13 +75,24 @@ class Lane:
 
     `timeout` in seconds bounds the wait for any answer; a server that has not answered for that long is cut off,
     and all that waited for it fails. After a lost connection a group that may be repeated is sent once more.
+    `opening` in seconds bounds how long a connection may take to come about, with TLS and authentication: that goes
+    on behind the requests, each of which waits for its own limit only.
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractConnection], *, timeout: float, epoch: Epoch, renewal: float
+        self,
+        connect: Callable[[], AbstractConnection],
+        *,
+        timeout: float,
+        epoch: Epoch,
+        renewal: float,
+        door: Door | None = None,
+        opening: float = 0.0,
     ) -> None:
         self._connect = connect
         self._timeout = timeout
+        self._opening = max(timeout, opening)
+        self._door = door if door is not None else Door()
         self._epoch_reader = epoch
         self._renewal = renewal
         self._waiting: deque[_Request] = deque()
@@ -87,8 +102,7 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._epoch = b""
         self._epoch_read_at = -math.inf
-        self._refusal: StoreRefused | None = None
-        self._refused_until = -math.inf
+        self._dropped_at = -math.inf
         self.commands = 0
         self.connections = 0
 
@@ -106,8 +120,9 @@ class Lane:
         where the server refuses the connection as such: that is not tried again for a second.
         """
         loop = asyncio.get_running_loop()
-        if self._refusal is not None and loop.time() < self._refused_until:
-            raise StoreRefused(self._refusal.kind, str(self._refusal))
+        running = self._runner is not None and not self._runner.done()
+        if not running and (refusal := self._door.refusal) is not None:
+            raise refusal
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("busy", "too many commands wait for the store")
         latest = loop.time() + self._timeout
@@ -120,7 +135,7 @@ class Lane:
         )
         self._waiting.append(request)
         self._watch(loop, request.deadline)
-        if self._runner is None or self._runner.done():
+        if not running:
             self._runner = loop.create_task(self._run(), name="nexcache-lane")
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -146,15 +161,11 @@ class Lane:
                 await self._open(connection)
             except StoreError as error:
                 await _close(connection)
-                if isinstance(error, StoreRefused):
-                    self._refusal = error
-                    self._refused_until = asyncio.get_running_loop().time() + _REFUSED_FOR
                 self._fail_all(error)
                 return
             except BaseException:
                 await _close(connection)
                 raise
-            self._refusal = None
             self.connections += 1
             sent: deque[_Request] = deque()
             self._sent = sent
@@ -173,12 +184,17 @@ class Lane:
 
     async def _open(self, connection: AbstractConnection) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
-                await connection.connect()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._opening):
+                await self._door.enter(connection)
                 for command in self._epoch_reader.commands:
                     await connection.send_command(*command, check_health=False)
                 self._epoch = self._epoch_reader.of([await _answer(connection) for _ in self._epoch_reader.commands])
                 self._epoch_read_at = asyncio.get_running_loop().time()
+                self._door.opened()
+        except StoreRefused as refusal:
+            if self._door.refusal is None:  # it let us in, and refuses what we need to know
+                self._door.refused(refusal)
+            raise
         except (RedisError, OSError, TimeoutError) as error:
             raise classify(error) from error
 
@@ -237,9 +253,11 @@ class Lane:
                 self._epoch = self._epoch_reader.of(request.replies)
             elif not request.future.done():
                 request.future.set_result((request.replies, self._epoch))
-            if any(isinstance(each, ReadOnlyError | BusyLoadingError) for each in request.replies):
+            now = asyncio.get_running_loop().time()
+            if any(isinstance(each, _MISPLACED) for each in request.replies) and now - self._dropped_at > _DROPS_APART:
                 # this server became a replica, or is not ready: ask for the right one on a new connection, where
                 # what has been sent on this one is repeated
+                self._dropped_at = now
                 raise StoreUnavailable("connection", "the server is not the primary, or is loading its data")
 
     def _requeue(self, sent: deque[_Request], error: StoreError) -> None:

@@ -5,25 +5,29 @@ The client's own defaults wait for a minute on a silent server; none of them app
 
 import asyncio
 import math
-import os
+import random
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Final
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AskError
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
 from nexcache.stores.base import SENTINEL, Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, new_token
 from nexcache.stores.breaker import Breaker, Circuit
-from nexcache.stores.faults import classify
+from nexcache.stores.door import Door
+from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
+from nexcache.stores.faults import classify, redirected
 from nexcache.stores.lane import Command, Epoch, Lane
+from nexcache.stores.target import AnyTarget, SentinelTarget, Target
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
 from nexcache.telemetry.names import Tier
+
+__all__ = ["EVENTS", "NODES", "InfoEpoch", "RedisCommands", "RedisStore", "Target", "TrustedEpoch"]
 
 EVENTS: Final = b"nexarch:@events"
 """The channel on which nodes tell each other of invalidations."""
@@ -42,88 +46,10 @@ _HALF_LEASE: Final = 0.125
 """Seconds after which the server's history is read again."""
 _AT_ONCE: Final = 16
 """Values that are read together where nobody waits for them."""
+_OPENING: Final = 1.0
+"""Seconds for a connection to come about, with all that is to be found out, agreed and said before its first use."""
 _PROBE: Final = 0.5
 """Seconds between two attempts to reach a server that is away."""
-
-
-class InfoEpoch:
-    """Tells a server's history by its run id and its replication id: a restart or a failover is a new epoch."""
-
-    commands: Sequence[Command] = (("INFO", "server"), ("INFO", "replication"))
-
-    def of(self, replies: Sequence[Any]) -> bytes:
-        """Return the digest of both ids; raises StoreRefused where INFO is not to be had."""
-        found: dict[bytes, bytes] = {}
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                refused = classify(reply)
-                if isinstance(refused, StoreUnavailable):
-                    raise refused
-                raise StoreRefused(
-                    "refused",
-                    "the server does not permit INFO, which tells a restart or a failover: allow it, or set "
-                    "CACHE_FAILOVER=trust and accept that an invalidation may be lost in a failover",
-                )
-            for line in bytes(reply).splitlines():
-                name, _, value = line.partition(b":")
-                found[name] = value
-        try:
-            ids = found[b"run_id"] + b"/" + found[b"master_replid"]
-        except KeyError:
-            raise StoreRefused("refused", "INFO tells no run_id or master_replid: set CACHE_FAILOVER=trust") from None
-        return blake2b(ids, digest_size=8, person=b"nexcache-epoch").digest()
-
-
-class TrustedEpoch:
-    """Takes every answer for one history (`CACHE_FAILOVER=trust`): a failover may revive what was invalidated."""
-
-    commands: Sequence[Command] = ()
-
-    def of(self, replies: Sequence[Any]) -> bytes:
-        """Return the only epoch."""
-        del replies
-        return b""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where the server is. Shown without its password."""
-
-    host: str = "localhost"
-    port: int = 6379
-    db: int = 0
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    ca_certs: str | None = None
-    unix_socket: str | None = None
-
-    def __str__(self) -> str:
-        """Name the server for people: no credentials."""
-        if self.unix_socket:
-            return f"unix://{self.unix_socket}?db={self.db}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
-
-    def connection(self, timeout: float) -> AbstractConnection:
-        """Make a connection, not yet opened, that tries once and leaves all waiting to its lane."""
-        options: dict[str, Any] = {
-            "db": self.db,
-            "username": self.username,
-            "password": self.password,
-            "socket_timeout": None,  # the lane bounds every wait; a timer per call would cost more than the call
-            "socket_connect_timeout": timeout,
-            "retry": None,
-            "protocol": 2,
-            "client_name": f"nexcache-{os.getpid()}",
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        }
-        if self.unix_socket:
-            return UnixDomainSocketConnection(path=self.unix_socket, **options)
-        options |= {"host": self.host, "port": self.port}
-        if self.tls:
-            return SSLConnection(ssl_ca_certs=self.ca_certs, **options)
-        return Connection(**options)
 
 
 class _Sent:
@@ -144,55 +70,65 @@ class _Sent:
             self._then()
 
 
-class RedisStore:
-    """The Store protocol over two connections: one for what requests wait for, one for what they do not.
-
-    `timeout` in seconds bounds any answer that a request waits for. After `failures` failures in a row the
-    breaker opens: calls fail at once, and one probe at a time looks whether the server is back.
-    """
+class RedisCommands(ABC):
+    """What each call of a store says to a server; which server that is, and whether it answers, is others' matter."""
 
     tier = Tier.REDIS
 
-    def __init__(
-        self,
-        target: Target,
-        *,
-        emitter: Emitter,
-        timeout: float = 0.05,
-        failures: int = 5,
-        epoch: Epoch | None = None,
-        connect: Callable[[], AbstractConnection] | None = None,
-        clock: Callable[[], float] = boottime,
-    ) -> None:
-        self._target = target
+    def __init__(self, *, emitter: Emitter, clock: Callable[[], float] = boottime) -> None:
         self._clock = clock
         self._emitter = emitter
-        self._timeout = timeout
-        self._breaker = Breaker(failures=failures)
-        self._epoch = epoch if epoch is not None else InfoEpoch()
-        self._connect = connect if connect is not None else lambda: target.connection(timeout)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._prober: asyncio.Task[None] | None = None
-        self._commands_before = 0
-        self._away = False
-        self._refused: tuple[str, str] | None = None
         self.on_recovery: Callable[[], None] | None = None
-        self._lanes = self._new_lanes()
 
     @property
-    def target(self) -> Target:
-        """Where the server is."""
-        return self._target
+    @abstractmethod
+    def target(self) -> AnyTarget:
+        """Where the server or the servers are."""
 
     @property
+    @abstractmethod
     def connect(self) -> Callable[[], AbstractConnection]:
-        """Makes further connections to the same server."""
-        return self._connect
+        """Makes further connections, over which messages can be heard."""
 
     @property
+    @abstractmethod
+    def door(self) -> Door:
+        """What further connections enter through."""
+
+    @property
+    @abstractmethod
     def available(self) -> bool:
-        """Whether calls are let through to the server."""
-        return self._breaker.circuit is Circuit.CLOSED
+        """Whether calls are let through."""
+
+    @property
+    @abstractmethod
+    def commands(self) -> int:
+        """Commands sent since start."""
+
+    @abstractmethod
+    async def health(self) -> StoreHealth:
+        """Ask the store how it is; never raises StoreError."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Give back sockets; a later call opens them again."""
+
+    @abstractmethod
+    async def _call(
+        self,
+        operation: str,
+        commands: Sequence[Command],
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None = None,
+        waited_for: bool = True,
+        repeatable: bool = True,
+        optional: Collection[int] = (),
+    ) -> tuple[list[Any], bytes]:
+        """Send commands; raises for an answer that is an error, unless it is one of the `optional` ones.
+
+        All keys of a group are of one tenant, and those of a cluster therefore on one node.
+        """
 
     async def read(
         self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
@@ -347,9 +283,8 @@ class RedisStore:
         pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"
         cursor, looked_at, entries, size = b"0", 0, 0, 0
         while True:
-            (reply,), _ = await self._call(
-                "stats", (("SCAN", cursor, "MATCH", pattern, "COUNT", 500),), deadline=None, waited_for=False
-            )
+            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+            (reply, total), _ = await self._call("stats", (scan, ("DBSIZE",)), deadline=None, waited_for=False)
             cursor, keys = reply
             looked_at += 500
             keys = [key for key in keys if not key.startswith(prefix + b"@") and key.count(b":") == _COLONS]
@@ -359,7 +294,6 @@ class RedisStore:
             if cursor == b"0":
                 return Usage(entries, size, estimated=False)
             if looked_at >= most:
-                (total,), _ = await self._call("stats", (("DBSIZE",),), deadline=None, waited_for=False)
                 factor = max(1.0, total / looked_at)
                 return Usage(round(entries * factor), round(size * factor), estimated=True)
 
@@ -369,16 +303,14 @@ class RedisStore:
         cursor, looked_at = b"0", 0
         found: dict[bytes, None] = {}  # SCAN may give a key twice
         while True:
-            (reply,), _ = await self._call(
-                "stats", (("SCAN", cursor, "MATCH", pattern, "COUNT", 500),), deadline=None, waited_for=False
-            )
+            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+            (reply, total), _ = await self._call("stats", (scan, ("DBSIZE",)), deadline=None, waited_for=False)
             cursor, keys = reply
             looked_at += 500
             found |= dict.fromkeys(keys)
             if cursor == b"0":
                 return Names(tuple(found), 1.0, complete=True)
             if looked_at >= most:
-                (total,), _ = await self._call("stats", (("DBSIZE",),), deadline=None, waited_for=False)
                 return Names(tuple(found), max(1.0, total / looked_at), complete=False)
 
     async def peek_many(self, keys: Sequence[bytes], *, longest: int) -> Sequence[bytes | None]:
@@ -393,6 +325,61 @@ class RedisStore:
             (read,), _ = await self._call("stats", (("MGET", *some),), deadline=None, waited_for=False)
             values.update(zip(some, read, strict=True))
         return [values.get(key) for key in keys]
+
+class RedisStore(RedisCommands):
+    """The Store protocol over two connections: one for what requests wait for, one for what they do not.
+
+    `timeout` in seconds bounds any answer that a request waits for. After `failures` failures in a row the
+    breaker opens: calls fail at once, and one probe at a time looks whether the server is back. With `redirects`,
+    whoever calls knows the nodes of a cluster: an answer that names another one is raised as Redirected.
+    """
+
+    def __init__(
+        self,
+        target: Target | SentinelTarget,
+        *,
+        emitter: Emitter,
+        timeout: float = 0.05,
+        failures: int = 5,
+        epoch: Epoch | None = None,
+        connect: Callable[[], AbstractConnection] | None = None,
+        clock: Callable[[], float] = boottime,
+        redirects: bool = False,
+    ) -> None:
+        super().__init__(emitter=emitter, clock=clock)
+        self._target = target
+        self._redirects = redirects
+        self._door = Door()
+        self._timeout = timeout
+        self._breaker = Breaker(failures=failures)
+        self._epoch = epoch if epoch is not None else InfoEpoch()
+        self._connect = connect if connect is not None else lambda: target.connection(timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prober: asyncio.Task[None] | None = None
+        self._commands_before = 0
+        self._away = False
+        self._refused: tuple[str, str] | None = None
+        self._lanes = self._new_lanes()
+
+    @property
+    def target(self) -> Target | SentinelTarget:
+        """Where the server is."""
+        return self._target
+
+    @property
+    def connect(self) -> Callable[[], AbstractConnection]:
+        """Makes further connections to the same server."""
+        return self._connect
+
+    @property
+    def door(self) -> Door:
+        """What all connections to the server enter through."""
+        return self._door
+
+    @property
+    def available(self) -> bool:
+        """Whether calls are let through to the server."""
+        return self._breaker.circuit is Circuit.CLOSED
 
     async def health(self) -> StoreHealth:
         """Ask the server for a PING, past the breaker."""
@@ -460,7 +447,7 @@ class RedisStore:
             replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable)
             for index, reply in enumerate(replies):
                 if isinstance(reply, Exception) and index not in optional:
-                    raise classify(reply)
+                    raise self._fault(reply, replies, optional)
         except StoreUnavailable as error:
             self._emitter.emit(BackendFailed(operation, error.kind))
             ended_here = lane not in self._lanes  # by `aclose`: not the server's doing
@@ -476,6 +463,17 @@ class RedisStore:
             self._refused = None
             self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
         return replies, epoch
+
+    call = _call
+
+    def _fault(
+        self, reply: Exception, replies: Sequence[Any], optional: Collection[int]
+    ) -> StoreUnavailable | StoreRefused:
+        if not isinstance(reply, AskError):
+            return classify(reply)
+        if not self._redirects:
+            return StoreRefused("refused", "the server is a node of a cluster: set REDIS_URL to redis+cluster://…")
+        return redirected(replies, optional) or classify(reply)
 
     def _refuses(self, operation: str, kind: str) -> None:
         """Report a server that is there but refuses once per change, not once per request.
@@ -504,7 +502,7 @@ class RedisStore:
     async def _probe(self) -> None:
         """Look for the server until it answers; requests meanwhile pay nothing."""
         while self._breaker.circuit is Circuit.OPEN:
-            await asyncio.sleep(_PROBE)
+            await asyncio.sleep(_PROBE * random.uniform(0.75, 1.25))  # noqa: S311 - processes are to spread, not hide
             try:
                 replies, _ = await self._lanes[0].execute((("PING",),))
             except StoreError:
@@ -529,6 +527,9 @@ class RedisStore:
 
     def _new_lanes(self) -> tuple[Lane, Lane]:
         return (
-            Lane(self._connect, timeout=self._timeout, epoch=self._epoch, renewal=_HALF_LEASE),
-            Lane(self._connect, timeout=max(self._timeout * 10, 0.5), epoch=TrustedEpoch(), renewal=_HALF_LEASE),
+            self._new_lane(self._timeout, self._epoch),
+            self._new_lane(max(self._timeout * 10, 0.5), TrustedEpoch()),
         )
+
+    def _new_lane(self, timeout: float, epoch: Epoch) -> Lane:
+        return Lane(self._connect, timeout=timeout, epoch=epoch, renewal=_HALF_LEASE, door=self._door, opening=_OPENING)

@@ -424,7 +424,7 @@ async def test_a_password_that_is_right_again_is_noticed(own_valkey: Valkey, mak
     good = make(own_valkey, password="right")
     await good.read([KEY])
     await good._lanes[0].execute((("CONFIG", "SET", "requirepass", "other"),))
-    store._lanes[0]._refused_until = 0  # a second has gone by
+    store.door._until = 0  # a second has gone by
 
     assert list((await store.read([KEY])).values) == [None]
     assert heard.changes == [(False, "auth"), (True, "answers")]
