@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,11 +28,19 @@ def binary() -> Path:
         raise NoServer(f"no Valkey: {error}") from error
 
 
+def redis_binary() -> Path:
+    """Return where Debian's Redis is; raises NoServer."""
+    found = shutil.which("redis-server")
+    if found is None:
+        raise NoServer("no Redis: redis-server is not installed")
+    return Path(found)
+
+
 class Valkey:
     """One server. It keeps its port and its directory over its deaths, and nothing else unless it has saved it."""
 
-    def __init__(self, directory: Path, **options: str) -> None:
-        self._binary = binary()
+    def __init__(self, directory: Path, *, program: Path | None = None, **options: str) -> None:
+        self._binary = program if program is not None else binary()
         self._options = {
             "save": "",
             "appendonly": "no",

@@ -1,0 +1,241 @@
+"""A cluster of real servers: tenants on their nodes, slots that move, a node that is lost, and failover."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.crc import key_slot
+
+from nexcache.errors import StoreError
+from nexcache.key import CacheKey
+from nexcache.stores.cluster import ClusterStore, slots_of
+from nexcache.telemetry.names import Tier
+from tests.invalidation.nodes import Node
+from tests.topologies.servers import Cluster, until
+
+FAILOVER = 5.0
+"""Seconds until the app uses the cache again after a node has died; asserted with slack for a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def cluster(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three primaries, not to be harmed."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), program) as made:
+        yield made
+
+
+@pytest.fixture
+def own_cluster(program: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """Three primaries with a replica each, for one test."""
+    with Cluster(tmp_path, program, replicas=True) as made:
+        yield made
+
+
+def key_of(node: Node, tenant: str, name: str = "x") -> CacheKey:
+    return node.keys.key(tenant, "overview", name.encode())
+
+
+async def test_each_tenant_lives_on_one_node_and_all_are_used(cluster: Cluster) -> None:
+    node = Node(cluster.url, l1_enabled=True)
+    tenants = cluster.tenants()
+    for tenant in tenants:
+        assert await node.fill(key_of(node, tenant), tenant.encode()) == (Tier.REDIS, True)
+    await node.cache.start()
+
+    for tenant in tenants:
+        assert await node.body(key_of(node, tenant)) == tenant.encode()
+        keys = [key.decode() for key in cluster.of(tenant).ask("KEYS", f"nexarch:*{tenant}*")]
+        assert all(key.startswith(f"nexarch:{{{tenant}}}:") for key in keys)
+        assert len(keys) == 5  # the entry, three generations, the registry
+        done = await node.cache.invalidate(tenant, "overview", wait="strict")
+        assert done.acknowledged
+        assert await node.body(key_of(node, tenant)) is None
+    health = await node.cache.health()
+    assert health.available
+    assert health.detail == ""
+    await node.cache.aclose()
+    assert len(tenants) == 3
+
+
+async def test_statistics_count_what_a_tenants_node_holds(cluster: Cluster) -> None:
+    node = Node(cluster.url)
+    tenant = cluster.tenants()[0] + "-counted"
+    for name in "abc":
+        await node.fill(key_of(node, tenant, name))
+    statistics = await node.cache.stats(tenant)
+    await node.cache.aclose()
+
+    assert statistics.merged
+    assert statistics.usage is not None
+    assert (statistics.usage.entries, statistics.usage.estimated) == (3, False)
+
+
+async def test_an_invalidation_reaches_the_memory_of_nodes_that_listen_elsewhere_in_the_cluster(
+    cluster: Cluster,
+) -> None:
+    """Messages go over the cluster's bus; strict needs no message at all, but every node's confirmation is quick."""
+    nodes = [Node(cluster.url, l1_enabled=True) for _ in range(3)]
+    tenant = cluster.tenants()[0]
+    for node in nodes:
+        await node.cache.start()
+    while not all(node.cache._parts.coherence and node.cache._parts.coherence.connected for node in nodes):
+        await asyncio.sleep(0.01)
+    key = key_of(nodes[0], tenant, "strict")
+    await nodes[0].fill(key, b"old")
+    for node in nodes:
+        assert await node.body(key) == b"old"
+
+    done = await nodes[1].cache.invalidate(tenant, "overview", wait="strict")
+
+    for node in nodes:
+        assert node.entries.lookup_here(key) is None or await node.body(key) is None
+    assert done.acknowledged
+    for node in nodes:
+        await node.cache.aclose()
+
+
+async def test_slots_that_move_under_load_cost_misses_and_never_an_error_or_an_old_answer(cluster: Cluster) -> None:
+    """Tools move a slot key by key: in between, a tenant's keys are on two nodes."""
+    nodes = [Node(cluster.url, fallback_ttl_seconds=0) for _ in range(2)]
+    tenants = cluster.tenants()[:2]
+    version, acknowledged, hits, checked = 0, 0, 0, 0
+    moving = True
+
+    async def read(node: Node, tenant: str, name: str) -> None:
+        nonlocal hits, checked
+        key = key_of(node, tenant, name)
+        while moving:
+            least = acknowledged
+            looked = await node.look(key)
+            if hasattr(looked, "prepared"):
+                hits += 1
+                assert int(looked.prepared.response.body) >= least, "an old answer"
+            else:
+                try:
+                    snapshot = await node.capture(key, looked)
+                except StoreError:
+                    pass  # the handler answers, and nothing is kept
+                else:
+                    await node.keep(key, snapshot, b"%d" % version)
+            checked += 1
+            await asyncio.sleep(0.001)
+
+    async def change() -> None:
+        nonlocal version, acknowledged
+        while moving:
+            version += 1
+            written = version
+            done = [
+                await node.cache.invalidate(tenant, "overview") for tenant, node in zip(tenants, nodes, strict=True)
+            ]
+            if all(each.acknowledged for each in done):
+                acknowledged = written
+            await asyncio.sleep(0.05)
+
+    def move() -> None:
+        for _ in range(3):
+            for tenant in tenants:
+                slot, source = key_slot(b"{%b}" % tenant.encode()), cluster.of(tenant)
+                goal = next(each for each in cluster.nodes if each.port != source.port)
+                cluster.move(slot, source, goal)
+                time.sleep(0.1)
+
+    before = {name: cluster.errors(name) for name in ("MOVED", "ASK", "TRYAGAIN")}
+    work = [read(node, tenant, name) for node in nodes for tenant in tenants for name in "abc"]
+    load = [asyncio.create_task(each) for each in (*work, change())]
+    await asyncio.to_thread(move)
+    moving = False
+    await asyncio.gather(*load)
+    seen = {name: cluster.errors(name) - count for name, count in before.items()}
+    for node in nodes:
+        await node.cache.aclose()
+
+    print(f"resharding: {checked} requests, {hits} hits, 0 errors, 0 old answers; redirects answered: {seen}")
+    assert seen["MOVED"] > 0, "the fault was not seen to happen"
+    assert seen["ASK"] + seen["TRYAGAIN"] > 0, "the fault was not seen to happen"
+    assert hits > 0
+    assert acknowledged > 0
+
+
+async def test_a_lost_node_takes_its_own_tenants_along_and_nobody_else(
+    own_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its replica then takes over, and the app uses it without a restart: nothing that was kept before is served."""
+    node = Node(own_cluster.url, op_timeout_ms=500, fallback_ttl_seconds=0)
+    tenants = own_cluster.tenants()
+    keys = {tenant: key_of(node, tenant) for tenant in tenants}
+    for key in keys.values():
+        await node.fill(key)
+    lost, *others = tenants
+    own_cluster.of(lost).kill()
+    killed_at = time.monotonic()
+
+    assert (await node.cache.invalidate(lost, "overview")).queued
+    for tenant in others:
+        assert await node.body(keys[tenant]) == b"1"
+        assert (await node.cache.invalidate(tenant, "overview")).acknowledged
+        assert await node.fill(keys[tenant], b"2") == (Tier.REDIS, True)
+    assert not (await node.cache.health()).available
+
+    while time.monotonic() - killed_at < FAILOVER * 5:
+        assert await node.body(keys[lost]) in (None, b"3")
+        try:
+            if await node.fill(keys[lost], b"3") == (Tier.REDIS, True):
+                break
+        except (StoreError, AssertionError):
+            pass
+        await asyncio.sleep(0.02)
+    took = time.monotonic() - killed_at
+    while node.invalidations.queued:
+        await asyncio.sleep(0.01)
+    health = await node.cache.health()
+    await node.cache.aclose()
+
+    with capsys.disabled():
+        print(f"\ncluster failover: used again {took:.2f} s after the kill (promised: {FAILOVER:.0f} s)")
+    assert took < FAILOVER * 5
+    assert health.available
+
+
+async def test_a_cluster_that_is_away_at_the_start_is_found_when_it_comes(program: Path, tmp_path: Path) -> None:
+    with Cluster(tmp_path, program) as made:
+        node = Node(made.url, op_timeout_ms=500)
+        for each in made.nodes:
+            each.kill()
+        key = key_of(node, "acme")
+        assert await node.body(key) is None
+        assert (await node.cache.health()).detail == "the store could not be reached"
+        for each in made.nodes:
+            each.start()
+        until(lambda: made.of("acme").ask("SET", "{acme}", "1"), "the cluster is back")
+        end = time.monotonic() + 10
+        while (await node.fill(key))[0] is not Tier.REDIS:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+        await node.cache.aclose()
+
+
+async def test_nothing_is_left_open(cluster: Cluster) -> None:
+    node = Node(cluster.url, l1_enabled=True)
+    await node.cache.start()
+    for tenant in cluster.tenants():
+        await node.fill(key_of(node, tenant))
+    await node.cache.aclose()
+    await node.cache.aclose()
+    await asyncio.sleep(0.05)
+
+    assert isinstance(node.store, ClusterStore)
+    assert [client for each in cluster.nodes for client in each.clients()] == []
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("nexcache")]
+
+
+def test_a_node_without_a_name_is_the_one_that_was_asked() -> None:
+    """A node that has met nobody yet does not know its own address; slots that nobody has are asked of it, too."""
+    reply = [[0, 16000, [b"", 7000, b"id"], [b"10.0.0.9", 7009, b"id"]], [16001, 16382, [None, 7001, b"id", []]]]
+    slots = slots_of(reply, ("10.0.0.1", 7000))
+
+    assert slots is not None
+    assert (slots[0], slots[16001], slots[16383]) == (("10.0.0.1", 7000), ("10.0.0.1", 7001), ("10.0.0.1", 7000))
+    assert slots_of([], ("10.0.0.1", 7000)) is None
