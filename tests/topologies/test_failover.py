@@ -1,0 +1,199 @@
+"""Restart and failover of real servers: used again without a restart of the app, and nothing revived."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nexcache.errors import StoreError
+from nexcache.telemetry.names import Tier
+from tests.invalidation.nodes import Node
+from tests.servers import Valkey
+from tests.topologies.servers import REPLICATION, Link, Watched, replicates, until
+
+RESTART, SENTINEL = 2.0, 4.0
+"""Seconds until the app uses the cache again; asserted with slack for a busy machine."""
+
+
+@pytest.fixture
+def server(program: Path, tmp_path: Path) -> Iterator[Valkey]:
+    with Valkey(tmp_path, program=program) as made:
+        yield made
+
+
+@pytest.fixture
+def watched(program: Path, tmp_path: Path) -> Iterator[Watched]:
+    made = Watched(tmp_path, program)
+    yield made
+    made.close()
+
+
+async def used_again(node: Node, body: bytes, *, most: float) -> float:
+    """Ask and fill as an app does until the server keeps what is filled; returns the seconds that it took."""
+    started = time.monotonic()
+    key = node.key()
+    while True:
+        assert await node.body(key) in (None, body), "revived"
+        try:
+            if await node.fill(key, body) == (Tier.REDIS, True):
+                return time.monotonic() - started
+        except (StoreError, AssertionError):
+            pass
+        assert time.monotonic() - started < most
+        await asyncio.sleep(0.02)
+
+
+async def test_a_server_that_is_started_again_is_used_within_two_seconds(
+    server: Valkey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = Node(server.url, op_timeout_ms=500, fallback_ttl_seconds=0)
+    await node.fill(node.key())
+    server.kill()
+    for _ in range(10):
+        assert await node.body(node.key()) is None
+    assert not node.redis.available
+    server.start()
+
+    took = await used_again(node, b"2", most=RESTART * 5)
+
+    await node.cache.aclose()
+    with capsys.disabled():
+        print(f"\nrestart: used again {took:.2f} s after the server answers (promised: {RESTART:.0f} s)")
+
+
+async def test_what_was_invalidated_before_a_restart_is_not_revived_by_an_old_copy(
+    server: Valkey, tmp_path: Path
+) -> None:
+    """The server comes back with the data of before the invalidation, entry and generations alike."""
+    node = Node(server.url, op_timeout_ms=2000, fallback_ttl_seconds=0)
+    key = node.key()
+    await node.fill(key, b"old")
+    server.ask("SAVE")
+    assert (await node.cache.invalidate("acme", "overview")).acknowledged
+    server.kill()
+    server.start()
+    assert (tmp_path / "dump.rdb").exists()
+    assert server.ask("EXISTS", key.name, *key.generations) == 1 + len(key.generations), "the fault was not seen"
+
+    end = time.monotonic() + 10
+    while not node.redis.available or (await node.cache.health()).detail:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    assert await node.body(key) is None
+    await node.cache.aclose()
+
+
+@pytest.mark.parametrize("fault", ["killed", "hung"])
+async def test_the_primary_that_a_sentinel_names_is_found_within_four_seconds(
+    watched: Watched, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the Sentinels in the URL is away; the primary dies, or hangs; its replica takes over."""
+    url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{watched.port}/main"
+    node = Node(url, op_timeout_ms=500, fallback_ttl_seconds=0, l1_enabled=True)
+    await node.cache.start()
+    assert await node.fill(node.key()) == (Tier.REDIS, True)
+    assert await node.body(node.key()) == b"1"
+    assert watched.primary.ask("DBSIZE") > 0
+    watched.primary.kill() if fault == "killed" else watched.primary.pause()
+
+    done = await node.cache.invalidate("acme", "overview")
+    took = await used_again(node, b"2", most=SENTINEL * 5)
+
+    assert not done.acknowledged
+    assert watched.named() == watched.replica.port
+    assert await node.body(node.key()) == b"2"
+    while node.cache._parts.coherence is None or not node.cache._parts.coherence.connected:
+        await asyncio.sleep(0.02)
+    await node.cache.aclose()
+    with capsys.disabled():
+        print(f"\nSentinel failover, primary {fault}: used again {took:.2f} s later (promised: {SENTINEL:.0f} s)")
+
+
+async def test_a_replica_is_never_read_from(watched: Watched) -> None:
+    """Its data may be older than an invalidation that its primary has acknowledged."""
+    node = Node(watched.replica.url, op_timeout_ms=2000, fallback_ttl_seconds=0)
+    assert await node.body(node.key()) is None
+    detail = (await node.cache.health()).detail
+    calls = watched.replica.calls()
+    await node.cache.aclose()
+
+    assert "mget" not in calls
+    assert detail == ""
+
+
+@pytest.fixture
+async def pair(program: Path, tmp_path: Path) -> AsyncIterator[tuple[Valkey, Valkey, Link, Link]]:
+    """A primary, a replica that follows it over a link, and the link that leads the app to whoever is in charge."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        Valkey(tmp_path / "one", program=program, **REPLICATION) as one,
+        Valkey(tmp_path / "two", program=program, **REPLICATION) as two,
+    ):
+        async with Link(one.port) as replication, Link(one.port) as front:
+            await asyncio.to_thread(two.ask, "REPLICAOF", "127.0.0.1", replication.port)
+            await asyncio.to_thread(until, lambda: replicates(two), "the replica follows")
+            yield one, two, replication, front
+
+
+async def lagging(one: Valkey, two: Valkey, replication: Link, node: Node) -> None:
+    """Keep an entry on both servers, and invalidate it on the first only, which acknowledges it."""
+    key = node.key()
+    await node.fill(key, b"old")
+    there = (key.name, *key.generations)
+    ask: Callable[..., object] = two.ask
+    while await asyncio.to_thread(ask, "EXISTS", *there) != len(there):
+        await asyncio.sleep(0.01)
+    replication.freeze()
+    assert (await node.cache.invalidate("acme", "overview")).acknowledged
+    while not replication.swallowed:
+        await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(one.ask, "EXISTS", *there) < len(there)
+    assert await asyncio.to_thread(two.ask, "EXISTS", *there) == len(there), "the fault was not seen"
+
+
+async def promote(server: Valkey, front: Link) -> None:
+    await asyncio.to_thread(server.ask, "REPLICAOF", "NO", "ONE")
+    front.lead_to(server.port)
+
+
+@pytest.mark.parametrize(
+    ("failover", "served"), [pytest.param("epoch", None, id="epoch"), pytest.param("trust", b"old", id="trust")]
+)
+async def test_an_invalidation_that_a_failover_loses_revives_nothing(
+    pair: tuple[Valkey, Valkey, Link, Link], failover: str, served: bytes | None
+) -> None:
+    """The promoted replica has entry and generations as they were. With CACHE_FAILOVER=trust they would be served."""
+    one, two, replication, front = pair
+    node = Node(f"redis://127.0.0.1:{front.port}", fallback_ttl_seconds=0, failover=failover)
+    await lagging(one, two, replication, node)
+    one.kill()
+    await promote(two, front)
+
+    assert await node.body(node.key()) == served
+    if served is None:
+        assert await node.fill(node.key(), b"new") == (Tier.REDIS, True)
+        assert await node.body(node.key()) == b"new"
+    await node.cache.aclose()
+
+
+async def test_nor_does_a_failback_to_a_server_that_has_been_in_charge_before(
+    pair: tuple[Valkey, Valkey, Link, Link],
+) -> None:
+    """The first server, never restarted, comes back into charge with the data it had: its run id is the old one."""
+    one, two, replication, front = pair
+    node = Node(f"redis://127.0.0.1:{front.port}", fallback_ttl_seconds=0)
+    await node.fill(node.key(), b"old")
+    await promote(two, front)
+    await asyncio.to_thread(one.ask, "REPLICAOF", "127.0.0.1", "1")  # it follows nobody, and keeps what it has
+    assert (await node.cache.invalidate("acme", "overview")).acknowledged
+    key = node.key()
+    assert await asyncio.to_thread(one.ask, "EXISTS", key.name, *key.generations) == 1 + len(key.generations)
+    two.kill()
+    await promote(one, front)
+
+    assert await node.body(key) is None
+    assert await node.fill(key, b"new") == (Tier.REDIS, True)
+    await node.cache.aclose()
