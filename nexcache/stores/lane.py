@@ -153,6 +153,13 @@ class Lane:
             self._timer.cancel()
             self._timer = None
 
+    def drop(self, error: StoreError | None = None) -> None:
+        """Give the connection up at once; what waits fails, and the next command opens another one."""
+        self._fail_all(error if error is not None else StoreUnavailable("connection", "the connection was given up"))
+        if self._runner is not None:
+            self._runner.cancel()
+            self._runner = None
+
     async def _run(self) -> None:
         """Open a connection and serve it until it is lost; start over as long as something waits."""
         while True:
@@ -304,9 +311,7 @@ class Lane:
             silent_at = self._sent[0].sent_at + self._timeout * 0.99
             if now >= silent_at:
                 # silent for as long as any answer may take: the socket is of no more use, nor is what waits for it
-                self._fail_all(error)
-                self._runner.cancel()
-                self._runner = None
+                self.drop(error)
                 return
             next_deadline = min(next_deadline, silent_at)
         if next_deadline < math.inf:

@@ -46,9 +46,7 @@ _HALF_LEASE: Final = 0.125
 """Seconds after which the server's history is read again."""
 _AT_ONCE: Final = 16
 """Values that are read together where nobody waits for them."""
-_OPENING: Final = 1.0
-"""Seconds for a connection to come about, with all that is to be found out, agreed and said before its first use."""
-_PROBE: Final = 0.5
+_PROBE: Final = 0.25
 """Seconds between two attempts to reach a server that is away."""
 
 
@@ -496,6 +494,7 @@ class RedisStore(RedisCommands):
         if not self._away:
             self._away = True
             self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
+        self._lanes[1].drop()  # it is more patient, but the server is the same
         if self._prober is None or self._prober.done():
             self._prober = asyncio.get_running_loop().create_task(self._probe(), name="nexcache-probe")
 
@@ -532,4 +531,11 @@ class RedisStore(RedisCommands):
         )
 
     def _new_lane(self, timeout: float, epoch: Epoch) -> Lane:
-        return Lane(self._connect, timeout=timeout, epoch=epoch, renewal=_HALF_LEASE, door=self._door, opening=_OPENING)
+        return Lane(
+            self._connect,
+            timeout=timeout,
+            epoch=epoch,
+            renewal=_HALF_LEASE,
+            door=self._door,
+            opening=self._target.opening,
+        )

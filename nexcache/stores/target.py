@@ -29,6 +29,8 @@ __all__ = [
 
 TLS_HANDSHAKE: Final = 1.0
 """Seconds for a TLS connection to come about; requests do not wait for it, but for their own limit."""
+_GREETING: Final = 0.4
+"""Seconds for what is to be agreed on a connection before its first use."""
 _ASK_SENTINEL: Final = 0.2
 """Seconds for any step of asking one Sentinel; a silent one is passed over."""
 
@@ -74,6 +76,11 @@ class Target:
         if self.unix_socket:
             return f"unix://{self.unix_socket}?db={self.db}"
         return f"{'rediss' if self.tls else 'redis'}://{named(self.host, self.port)}/{self.db}"
+
+    @property
+    def opening(self) -> float:
+        """Seconds that a connection may take to come about, behind the requests."""
+        return _GREETING + (TLS_HANDSHAKE if self.tls else 0.0)
 
     def at(self, address: Address) -> "Target":
         """Return the same, at another address."""
@@ -135,6 +142,11 @@ class SentinelTarget:
         """Name the set for people: no credentials."""
         scheme = "rediss+sentinel" if self.server.tls else "redis+sentinel"
         return f"{scheme}://{','.join(named(*each) for each in self.sentinels)}/{self.name}/{self.server.db}"
+
+    @property
+    def opening(self) -> float:
+        """Seconds that a connection may take to come about, with all Sentinels but one silent."""
+        return self.server.opening + _ASK_SENTINEL * len(self.sentinels) * (3 if self.server.tls else 1)
 
     def connection(self, timeout: float) -> AbstractConnection:
         """Make a connection that looks for the primary when it is opened."""

@@ -186,7 +186,7 @@ class Watched:
     def _knows_a_replica(self) -> bool:
         with redis.Redis(port=self.port, protocol=2, socket_timeout=5) as client:
             state = client.execute_command("SENTINEL", "MASTER", "main")
-        return dict(zip(state[::2], state[1::2], strict=True))[b"num-slaves"] == b"1"
+        return bool(dict(zip(state[::2], state[1::2], strict=True))[b"num-slaves"] == b"1")
 
     def named(self) -> int:
         """Return the port of the primary that the Sentinel names."""

@@ -91,7 +91,7 @@ async def test_the_primary_that_a_sentinel_names_is_found_within_four_seconds(
 ) -> None:
     """One of the Sentinels in the URL is away; the primary dies, or hangs; its replica takes over."""
     url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{watched.port}/main"
-    node = Node(url, op_timeout_ms=500, fallback_ttl_seconds=0, l1_enabled=True)
+    node = Node(url, op_timeout_ms=200, fallback_ttl_seconds=0, l1_enabled=True)
     await node.cache.start()
     assert await node.fill(node.key()) == (Tier.REDIS, True)
     assert await node.body(node.key()) == b"1"
