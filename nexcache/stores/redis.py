@@ -494,7 +494,6 @@ class RedisStore(RedisCommands):
         if not self._away:
             self._away = True
             self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
-        self._lanes[1].drop()  # it is more patient, but the server is the same
         if self._prober is None or self._prober.done():
             self._prober = asyncio.get_running_loop().create_task(self._probe(), name="nexcache-probe")
 
@@ -507,6 +506,7 @@ class RedisStore(RedisCommands):
             except StoreError:
                 continue
             if not isinstance(replies[0], Exception):
+                self._lanes[1].drop()  # it may still wait, more patiently, for a server that has been replaced
                 self._answers()
 
     def _on_this_loop(self) -> asyncio.AbstractEventLoop:
