@@ -232,7 +232,7 @@ def _vault(settings: Settings, store: "RedisCommands | None", keys: KeySpace) ->
     return Vault(KeyRing(ring), store=store, keys=keys)
 
 
-def _leases(store: "RedisStore | None", coherence: "Coherence | None") -> FillLeases | None:
+def _leases(store: "RedisCommands | None", coherence: "Coherence | None") -> FillLeases | None:
     """Make what keeps several nodes from computing the same; None where there is but one."""
     if store is None:
         return None

@@ -14,6 +14,15 @@ from typing import Any, Final, Self
 import redis
 
 _PATIENCE: Final = 10.0
+USERS: Final = Path(__file__).parent.parent / "deploy" / "valkey" / "users.acl"
+USER, PASSWORD = "nexcache", "change-me"
+"""Whom the shipped file admits, and the password that it says to change."""
+
+
+def rights() -> list[str]:
+    """Return what the shipped file permits the cache's user, word by word."""
+    (line,) = [line for line in USERS.read_text(encoding="utf-8").splitlines() if line.startswith(f"user {USER} ")]
+    return line.split()[2:]
 
 
 class NoServer(Exception):  # noqa: N818 - reads as what it says
@@ -59,6 +68,12 @@ class Valkey:
     def url(self) -> str:
         """What REDIS_URL would say."""
         return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def least_rights_url(self) -> str:
+        """What REDIS_URL would say for the user of the shipped file, who is admitted by asking for this."""
+        self.ask("ACL", "SETUSER", USER, "reset", *rights())
+        return f"redis://{USER}:{PASSWORD}@127.0.0.1:{self.port}"
 
     def start(self, **options: str) -> None:
         """Start the server, and wait until it answers."""

@@ -134,7 +134,6 @@ OWNERS: Final = {
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
     "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease")),
-    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease",)),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from nexcache.errors import StoreError, StoreUnavailable
 from nexcache.invalidation.view import boottime
-from nexcache.stores.base import Reading, StoreHealth
+from nexcache.stores.base import Names, Reading, StoreHealth
 from nexcache.stores.door import Door
 from nexcache.stores.faults import Redirected, classify
 from nexcache.stores.lane import Command, Epoch
@@ -118,6 +118,19 @@ class ClusterStore(RedisCommands):
 
         await asyncio.gather(*(read(group) for group in groups))
         return Reading(values, b"", sent_at)
+
+    async def names(self, prefix: bytes, *, most: int) -> Names:
+        """List keys where they are: on a tenant's node, or on all if the prefix names no tenant."""
+        if b"{" in prefix:
+            return await super().names(prefix, most=most)
+        await self._known_slots(None)
+        shards = self._primaries().values()
+        found = await asyncio.gather(*(shard.names(prefix, most=max(1, most // len(shards))) for shard in shards))
+        return Names(
+            tuple(key for names in found for key in names.keys),
+            max(names.factor for names in found),
+            all(names.complete for names in found),
+        )
 
     async def health(self) -> StoreHealth:
         """Ask every primary for a PING, all at once."""

@@ -324,6 +324,7 @@ class RedisCommands(ABC):
             values.update(zip(some, read, strict=True))
         return [values.get(key) for key in keys]
 
+
 class RedisStore(RedisCommands):
     """The Store protocol over two connections: one for what requests wait for, one for what they do not.
 

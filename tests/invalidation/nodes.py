@@ -14,7 +14,7 @@ from nexcache.key import CacheKey
 from nexcache.message import StoredResponse
 from nexcache.stores.base import Store
 from nexcache.stores.memory import MemoryStore
-from nexcache.stores.redis import RedisStore
+from nexcache.stores.redis import RedisCommands
 from nexcache.telemetry.names import Tier
 
 
@@ -37,8 +37,8 @@ class Node:
         return self.cache._parts.store
 
     @property
-    def redis(self) -> RedisStore:
-        assert isinstance(self.store, RedisStore)
+    def redis(self) -> RedisCommands:
+        assert isinstance(self.store, RedisCommands)
         return self.store
 
     @property

@@ -119,7 +119,7 @@ class Cluster:
         found: dict[int, str] = {}
         for number in range(200):
             found.setdefault(self.of(f"t{number}").port, f"t{number}")
-            if len(found) == 3:  # noqa: PLR2004
+            if len(found) == 3:
                 break
         return list(found.values())
 
@@ -178,7 +178,7 @@ class Watched:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            until(lambda: self._knows_a_replica(), "the Sentinel finds the replica")
+            until(self._knows_a_replica, "the Sentinel finds the replica")
         except BaseException:
             self.close()
             raise

@@ -183,7 +183,7 @@ async def test_nor_does_a_failback_to_a_server_that_has_been_in_charge_before(
     pair: tuple[Valkey, Valkey, Link, Link],
 ) -> None:
     """The first server, never restarted, comes back into charge with the data it had: its run id is the old one."""
-    one, two, replication, front = pair
+    one, two, _, front = pair
     node = Node(f"redis://127.0.0.1:{front.port}", fallback_ttl_seconds=0)
     await node.fill(node.key(), b"old")
     await promote(two, front)
