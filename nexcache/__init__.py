@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from nexcache.admin.app import AdminApp
     from nexcache.cache import NexCache
     from nexcache.errors import ConfigurationError, InvalidName, NexCacheError, StoreRefused, StoreUnavailable
+    from nexcache.ingest.exporter import InvalidatingSpanExporter, InvalidatingSpanProcessor
+    from nexcache.ingest.forward import Forward
     from nexcache.ingest.hook import IngestHook
+    from nexcache.ingest.middleware import IngestMiddleware
     from nexcache.ingest.otlp_endpoint import OtlpEndpoint
+    from nexcache.ingest.rule_file import read_rules
     from nexcache.ingest.rules import IngestRule
+    from nexcache.ingest.warming import Refresh
+    from nexcache.ingest.windows import TimeWindow
     from nexcache.invalidation.apply import Invalidation
     from nexcache.middleware import CacheMiddleware
     from nexcache.policy import Policy, Query
@@ -30,9 +36,13 @@ _HOME = {
     "AdminApp": "nexcache.admin.app",
     "CacheMiddleware": "nexcache.middleware",
     "ConfigurationError": "nexcache.errors",
+    "Forward": "nexcache.ingest.forward",
     "IngestHook": "nexcache.ingest.hook",
+    "IngestMiddleware": "nexcache.ingest.middleware",
     "IngestRule": "nexcache.ingest.rules",
     "InvalidName": "nexcache.errors",
+    "InvalidatingSpanExporter": "nexcache.ingest.exporter",
+    "InvalidatingSpanProcessor": "nexcache.ingest.exporter",
     "Invalidation": "nexcache.invalidation.apply",
     "NexCache": "nexcache.cache",
     "NexCacheError": "nexcache.errors",
@@ -40,11 +50,14 @@ _HOME = {
     "Policy": "nexcache.policy",
     "Query": "nexcache.policy",
     "RateLimitMiddleware": "nexcache.rate_limit_middleware",
+    "Refresh": "nexcache.ingest.warming",
     "Settings": "nexcache.settings",
     "StoreRefused": "nexcache.errors",
     "StoreUnavailable": "nexcache.errors",
+    "TimeWindow": "nexcache.ingest.windows",
     "configure_telemetry": "nexcache.telemetry.configure",
     "principals": "nexcache.principals",
+    "read_rules": "nexcache.ingest.rule_file",
     "tenants": "nexcache.tenants",
 }
 
@@ -52,9 +65,13 @@ __all__ = [
     "AdminApp",
     "CacheMiddleware",
     "ConfigurationError",
+    "Forward",
     "IngestHook",
+    "IngestMiddleware",
     "IngestRule",
     "InvalidName",
+    "InvalidatingSpanExporter",
+    "InvalidatingSpanProcessor",
     "Invalidation",
     "NexCache",
     "NexCacheError",
@@ -62,11 +79,14 @@ __all__ = [
     "Policy",
     "Query",
     "RateLimitMiddleware",
+    "Refresh",
     "Settings",
     "StoreRefused",
     "StoreUnavailable",
+    "TimeWindow",
     "configure_telemetry",
     "principals",
+    "read_rules",
     "tenants",
 ]
 

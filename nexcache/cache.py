@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 from weakref import WeakSet
 
 from nexcache.alerts import Alert
@@ -40,6 +40,16 @@ _GRACE: Final = 5.0
 _BUDGET_FACTOR: Final = 1.2
 
 
+class Flushes(Protocol):
+    """What keeps invalidations back for a while."""
+
+    def started(self, policies: Sequence[Policy]) -> None:
+        """Note that the cache was started, with these policies."""
+
+    async def aclose(self) -> None:
+        """Carry out what is kept back."""
+
+
 class NexCache:
     """A cache of one program: configuration, life cycle, and what is done by hand.
 
@@ -61,6 +71,7 @@ class NexCache:
         self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
         self._disabled: set[str] = set()
         self._apps: WeakSet[Behind] = WeakSet()
+        self._attached: WeakSet[Flushes] = WeakSet()
 
     @classmethod
     def from_env(cls, *, credential_provider: "CredentialProvider | None" = None, **overrides: Any) -> "NexCache":
@@ -116,13 +127,35 @@ class NexCache:
         """Make an app's operations known, and able to be warmed; held weakly."""
         self._apps.add(app)
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies of the apps that use this cache."""
+        return tuple(policy for app in self._apps for policy in app.policies)
+
+    def attach(self, part: Flushes) -> None:
+        """Have what keeps invalidations back told of the start, and closed before the cache; held weakly."""
+        self._attached.add(part)
+
+    def watch_hottest(self) -> None:
+        """Begin to count which requests are asked for most."""
+        self._parts.recent.watched = True
+
+    def hottest(self, tenant: str, operations: Collection[str] | None, most: int) -> Sequence[tuple[str, Target]]:
+        """Return the requests that a tenant asks for most in this process, with their operations."""
+        return self._parts.recent.hottest(tenant, operations, most)
+
+    async def refill(self, tenant: str, operation: str, target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Compute a request for the sender of these header fields if no answer to it is stored."""
+        apps = [app for app in self._apps if operation in app.operations]
+        return any([await app.refresh(tenant, target, headers, if_missing=True) for app in apps])
+
     def ttl_of(self, policy: Policy) -> float:
         """Return for how many seconds a policy's responses are kept: CACHE_TTL_<OP>, the policy's own, the default."""
         ttl = self.settings.ttl_of(policy.op)
         if ttl is None:
             ttl = self.settings.ttl_seconds if policy.ttl is None else seconds(policy.ttl)
         for generations in self._parts.generations:
-            generations.keep_for(ttl)
+            generations.keep_for(ttl if policy.window is None else max(ttl, policy.window.longest))
         return ttl
 
     # --- life cycle ----------------------------------------------------------------------------------------
@@ -136,10 +169,14 @@ class NexCache:
         self._parts.watch.start()
         if self._parts.coherence is not None:
             self._parts.coherence.start()
+        for part in tuple(self._attached):
+            part.started(self.policies)
 
     async def aclose(self) -> None:
         """Let computations finish, deliver what is queued, and close the sockets."""
         self.emitter.emit(Stopped())
+        for part in tuple(self._attached):
+            await part.aclose()
         await self._parts.refreshes.aclose()
         await self._parts.flights.aclose(_GRACE)
         if self._parts.leases is not None:
@@ -195,10 +232,16 @@ class NexCache:
         return await self.invalidate_targets(tenant, targets, trigger=Trigger.API, strict=wait == "strict")
 
     async def invalidate_targets(
-        self, tenant: str, targets: Targets, *, trigger: Trigger, strict: bool = False
+        self,
+        tenant: str,
+        targets: Targets,
+        *,
+        trigger: Trigger,
+        strict: bool = False,
+        links: Sequence[object] = (),
     ) -> Invalidation:
-        """Do what `invalidate` does for targets that were collected elsewhere."""
-        return await self._parts.invalidations.apply(tenant, targets, trigger=trigger, strict=strict)
+        """Do what `invalidate` does for targets that were collected elsewhere; `links` says by which requests."""
+        return await self._parts.invalidations.apply(tenant, targets, trigger=trigger, strict=strict, links=links)
 
     async def preview(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Preview:
         """Say what `invalidate` with these targets would reach, by operation and tag, and change nothing.

@@ -23,7 +23,7 @@ from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
-from nexcache.policy import Matched, Policies, Policy, TagsInvalid, seconds, size_in_bytes, tags_of
+from nexcache.policy import Covered, Matched, Policies, Policy, TagsInvalid, covered_by, seconds, size_in_bytes
 from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target
 from nexcache.semantics import cache_status
 from nexcache.semantics.early_refresh import jittered
@@ -142,6 +142,7 @@ class _Request:
         "span",
         "started",
         "tenant",
+        "ttl",
     )
 
     def __init__(self, matched: Matched, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,6 +159,7 @@ class _Request:
         self.send = send
         self.method: str = scope["method"]
         self.tenant = ""
+        self.ttl = 0.0
         self.principal: str | None = None
         self.if_none_match: bytes | None = None
         self.body: bytes | None = None
@@ -320,6 +322,8 @@ class CacheMiddleware:
             live = first.peek(raw)
             if live is not None:
                 request.counts = live.counts
+                if cache.recent.watched and cache.recent.samples():
+                    self._note(request, keyed, hit=True)
                 await self._hit(request, live.prepared, Tier.MEMORY, live.name)
                 return
         await self._look(request, keyed, raw)
@@ -327,10 +331,18 @@ class CacheMiddleware:
     async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
         policy, cache, scope = request.policy, self._cache, request.scope
+        covered = self._covered(request.matched, scope)
+        if isinstance(covered, TagsInvalid):
+            await self._bypass(request, Bypass.KEY_TOO_LONG)
+            return
+        request.ttl = covered.ttl
+        if covered.query is not scope["query_string"]:  # the window is rounded: the handler is asked for what is keyed
+            scope = request.scope = {**scope, "query_string": covered.query}
         key = self._key(
             request.matched,
             scope,
             keyed,
+            covered.tags,
             tenant=request.tenant,
             principal=request.principal,
             body=request.body or b"",
@@ -342,8 +354,7 @@ class CacheMiddleware:
         request.key = key
         refreshing = request.refreshing = scope.get(REFRESH)
         if refreshing is None:
-            fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
-            cache.recent.note(request.tenant, policy.op, _target(scope, fields, request.body or b""))
+            self._note(request, keyed)
         elif refreshing.tenant != request.tenant:
             return
         first = cache.entries.first
@@ -358,6 +369,9 @@ class CacheMiddleware:
                     refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces
                 ):
                     refreshing.kept = True  # by somebody else
+                    return
+                if refreshing.if_missing:
+                    refreshing.kept = True
                     return
                 looked = Missing(looked.tier, None)  # computed anew, whatever is stored
             if isinstance(looked, Found):
@@ -429,12 +443,19 @@ class CacheMiddleware:
                 return Overdue()
 
     def _key(
-        self, matched: Matched, scope: Scope, keyed: Keyed, *, tenant: str, principal: str | None, body: bytes
+        self,
+        matched: Matched,
+        scope: Scope,
+        keyed: Keyed,
+        tags: Sequence[str],
+        *,
+        tenant: str,
+        principal: str | None,
+        body: bytes,
     ) -> CacheKey | None:
-        """Build the key of a request; None if it would be too long, or one of its tags cannot be part of a key."""
+        """Build the key of a request; None if it would be too long."""
         policy, keys = matched.policy, self._cache.keys
         query: bytes = scope["query_string"]
-        tags = tags_of(policy, matched.parameters, query)
         canonical = keys.canonical(
             scope,
             policy,
@@ -444,7 +465,7 @@ class CacheMiddleware:
             query=query if policy.query is None else policy.query.canonical(query),
             body=body,
         )
-        if isinstance(tags, TagsInvalid) or len(canonical) > LONGEST_REQUEST:
+        if len(canonical) > LONGEST_REQUEST:
             return None
         return keys.key(tenant, policy.op, canonical, tags)
 
@@ -476,11 +497,26 @@ class CacheMiddleware:
         keyed = self._headers.read(method, scope["headers"], policy)
         if isinstance(keyed, Bypass):
             return replace(examined, bypass=keyed)
-        key = self._key(matched, scope, keyed, tenant=tenant, principal=principal, body=b"")
-        tags = tags_of(policy, matched.parameters, scope["query_string"])
-        if key is None or isinstance(tags, TagsInvalid):
+        covered = self._covered(matched, scope)
+        if isinstance(covered, TagsInvalid):
             return replace(examined, bypass=Bypass.KEY_TOO_LONG)
-        return replace(examined, principal=principal, fields=keyed.fields, tags=tags, key=key)
+        scope = {**scope, "query_string": covered.query}
+        key = self._key(matched, scope, keyed, covered.tags, tenant=tenant, principal=principal, body=b"")
+        if key is None:
+            return replace(examined, bypass=Bypass.KEY_TOO_LONG)
+        return replace(examined, ttl=covered.ttl, principal=principal, fields=keyed.fields, tags=covered.tags, key=key)
+
+    def _covered(self, matched: Matched, scope: Scope) -> Covered | TagsInvalid:
+        """Say what the answer to a request depends on, for how long it is kept, and what the handler is asked for."""
+        return covered_by(
+            matched.policy, matched.parameters, scope["query_string"], ttl=self._ttl[matched.index], now=time.time()
+        )
+
+    def _note(self, request: _Request, keyed: Keyed, *, hit: bool = False) -> None:
+        """Remember what was asked for, but not by whom."""
+        fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
+        recent, target = self._cache.recent, _target(request.scope, fields, request.body or b"")
+        (recent.hit if hit else recent.note)(request.tenant, request.operation, target)
 
     # --- computing again, on request -----------------------------------------------------------------------
 
@@ -489,9 +525,16 @@ class CacheMiddleware:
         """The operations of the policies."""
         return frozenset(policy.op for policy in self._policies.all)
 
-    async def refresh(self, tenant: str, target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    @property
+    def policies(self) -> Sequence[Policy]:
+        """The policies, in their order."""
+        return self._policies.all
+
+    async def refresh(
+        self, tenant: str, target: Target, headers: Sequence[tuple[bytes, bytes]], *, if_missing: bool = False
+    ) -> bool:
         """Compute a request for the sender of these header fields and store it; False if that did not work."""
-        refreshing = Refreshing(tenant)
+        refreshing = Refreshing(tenant, if_missing=if_missing)
         return await self._again(target.scope(headers, **{REFRESH: refreshing}), target.body, refreshing)
 
     def _refresh_later(self, request: _Request, name: bytes, stored: StoredResponse) -> None:
@@ -743,7 +786,7 @@ class CacheMiddleware:
             scope=_unconditional(request.scope),
             receive=request.client,
             body=request.body,
-            ttl=jittered(self._ttl[index], policy.jitter, random.random()),  # noqa: S311 - no secret
+            ttl=jittered(request.ttl, policy.jitter, random.random()),  # noqa: S311 - no secret
             soft_limit=self._soft_limit[index],
             hard_limit=self._hard_limit[index],
             max_body=max_body,

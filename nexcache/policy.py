@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from nexcache.errors import ConfigurationError, InvalidName
@@ -129,7 +129,7 @@ class Query:
             return query
         kept = []
         for part in query.split(b"&"):
-            name = _decode(part.partition(b"=")[0])
+            name = parameter_name(part.partition(b"=")[0])
             if part and self._kept(name):
                 kept.append((name, part))
         return b"&".join(part for _, part in sorted(kept, key=lambda pair: pair[0]))
@@ -139,7 +139,8 @@ class Query:
         return self._kept(name)
 
 
-def _decode(text: bytes) -> str:
+def parameter_name(text: bytes) -> str:
+    """Decode a name or a value of a query string."""
     return unquote_to_bytes(text.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
@@ -149,8 +150,45 @@ def query_parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
     for part in query.split(b"&"):
         if part:
             name, _, value = part.partition(b"=")
-            found.setdefault(_decode(name), []).append(_decode(value))
+            found.setdefault(parameter_name(name), []).append(parameter_name(value))
     return {name: tuple(values) for name, values in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """What a window says of one request."""
+
+    query: bytes
+    """The query string that is keyed, and that the handler is asked with."""
+    tags: tuple[str, ...]
+    """Those of the times that the response covers."""
+    ttl: float
+    """Seconds for which the response is kept."""
+
+
+class Window(Protocol):
+    """Says which span times a response covers (`nexcache.TimeWindow`)."""
+
+    @property
+    def of(self) -> str:
+        """The timeline, a template as a tag is."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The parameters that give the range."""
+
+    @property
+    def longest(self) -> float:
+        """Seconds for which a response is kept at most."""
+
+    @property
+    def most_tags(self) -> int:
+        """How many tags a response has at most because of the window."""
+
+    def covered(
+        self, query: bytes, parameters: Mapping[str, str], timeline: str, *, ttl: float, now: float
+    ) -> "Covered | TagsInvalid":
+        """Say what the response of one request covers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +198,8 @@ class Policy:
     `path` is a template in Starlette's syntax, matched whole on the decoded path below `root_path`. `ttl` and the
     other durations are seconds or text such as `"2m"`; without `ttl` the setting `CACHE_TTL_SECONDS` applies.
     `tags` are templates filled from path parameters, then query parameters; a template whose parameter the
-    request does not have gives no tag. `vary` names request header fields that the handler reads.
+    request does not have gives no tag. `vary` names request header fields that the handler reads. `window` says which
+    span times a response covers (`TimeWindow`).
 
     Each entry lives up to the part `jitter` shorter than `ttl`, so that what was stored together does not end together.
     With `early_refresh` a hit shortly before the end has the answer computed again in the background. After
@@ -179,6 +218,7 @@ class Policy:
     tags: Sequence[str] = ()
     max_body: Size = "1MiB"
     share_authenticated: bool = False
+    window: Window | None = None
     version: str = ""
     early_refresh: bool = True
     jitter: float = 0.1
@@ -229,11 +269,24 @@ class Policy:
             raise ConfigurationError(f"{where}: more than {_MOST_TAGS} tags")
         for template in self.tags:
             self._check_tag(template, parameters, where)
+        if self.window is not None:
+            self._check_window(self.window, parameters, where)
         version: object = self.version
         if not isinstance(version, str) or not version.isprintable() or len(version) > _LONGEST_VERSION:
             raise ConfigurationError(f"{where}: version is a string of at most {_LONGEST_VERSION} printable characters")
         rule = None if self.query is None else (self.query.allow, self.query.ignore)
-        object.__setattr__(self, "shape", ascii((self.vary, rule)).encode())
+        shape: tuple[object, ...] = (self.vary, rule) if self.window is None else (self.vary, rule, repr(self.window))
+        object.__setattr__(self, "shape", ascii(shape).encode())
+
+    def _check_window(self, window: Window, parameters: Collection[str], where: str) -> None:
+        if not callable(getattr(window, "covered", None)):
+            raise ConfigurationError(f"{where}: window takes TimeWindow(…), not {type(window).__name__}")
+        self._check_tag(window.of, parameters, where)
+        if len(self.tags) + window.most_tags > _MOST_TAGS:
+            raise ConfigurationError(f"{where}: with a window there is room for {_MOST_TAGS - window.most_tags} tags")
+        for name in window.names:
+            if name not in parameters and self.query is not None and not self.query.keeps(name):
+                raise ConfigurationError(f"{where}: the window needs the parameter {name!a}, which query= does not key")
 
     def _check_tag(self, template: object, parameters: Collection[str], where: str) -> None:
         if not isinstance(template, str):
@@ -273,13 +326,36 @@ class TagsInvalid:
 
 def tags_of(policy: Policy, parameters: Mapping[str, str], query: bytes) -> tuple[str, ...] | TagsInvalid:
     """Fill a policy's tag templates from a request; sorted, without repetition."""
-    if not policy.tags:
+    return _filled(policy.tags, parameters, query)
+
+
+def covered_by(
+    policy: Policy, parameters: Mapping[str, str], query: bytes, *, ttl: float, now: float
+) -> Covered | TagsInvalid:
+    """Fill a policy's tag templates from a request, and ask its window, if it has one, what the response covers."""
+    tags = _filled(policy.tags, parameters, query)
+    if policy.window is None or isinstance(tags, TagsInvalid):
+        return tags if isinstance(tags, TagsInvalid) else Covered(query, tags, ttl)
+    timelines = _filled((policy.window.of,), parameters, query)
+    if isinstance(timelines, TagsInvalid) or len(timelines) != 1:
+        return TagsInvalid("the request names no one timeline of the window")
+    found = policy.window.covered(query, parameters, timelines[0], ttl=ttl, now=now)
+    if isinstance(found, TagsInvalid):
+        return found
+    both = tuple(sorted({*tags, *found.tags}))
+    return (
+        TagsInvalid(f"more than {_MOST_TAGS} tags") if len(both) > _MOST_TAGS else Covered(found.query, both, found.ttl)
+    )
+
+
+def _filled(templates: Sequence[str], parameters: Mapping[str, str], query: bytes) -> tuple[str, ...] | TagsInvalid:
+    if not templates:
         return ()
     if len(query) > _LONGEST_QUERY:
         return TagsInvalid("the query is too long")
     from_query = query_parameters(query)
     tags: set[str] = set()
-    for template in policy.tags:
+    for template in templates:
         literals = _PLACEHOLDER.split(template)
         filled = [literals[0]]
         for name, literal in zip(literals[1::2], literals[2::2], strict=True):

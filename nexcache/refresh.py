@@ -8,11 +8,12 @@ the background lends its scope to that computation, and to nothing after it.
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from nexcache.asgi import Scope
+from nexcache.policy import Policy
 from nexcache.stores.memory import Bounded
 
 REFRESH: Final = "nexcache.refresh"
@@ -22,6 +23,10 @@ CREDENTIALS: Final = frozenset((b"authorization", b"cookie", b"x-api-key"))
 """Header fields that say who asks: never remembered."""
 
 _PER_OPERATION: Final = 50
+_SAMPLED: Final = 16
+"""One in so many hits is counted where the hottest requests are."""
+_COUNTERS: Final = 128
+_HALVED_AFTER: Final = 4_096
 _OPERATIONS: Final = 5_000
 _PER_TENANT: Final = 4
 """Refreshes of one tenant at a time: nobody waits for them, so they leave the app to those who do."""
@@ -65,10 +70,48 @@ class Target:
         }
 
 
-class Recent:
-    """The last requests of every tenant's operation, bounded."""
+class Hottest:
+    """The requests that a tenant asks for most, in so many counters whatever their number.
+
+    Space-Saving (Metwally, Agrawal, El Abbadi 2005): a request without a counter takes over the lowest one. A request
+    with more than 1/128 of the weight is always among them. Counts are halved now and then, so that what was hot
+    yesterday is not.
+    """
+
+    __slots__ = ("_counts", "_weight")
 
     def __init__(self) -> None:
+        self._counts: dict[tuple[str, Target], int] = {}
+        self._weight = 0
+
+    def add(self, operation: str, target: Target, weight: int = 1) -> None:
+        """Count a request."""
+        request = operation, target
+        counts = self._counts
+        if request in counts or len(counts) < _COUNTERS:
+            counts[request] = counts.get(request, 0) + weight
+        else:
+            lowest = min(counts, key=counts.__getitem__)
+            counts[request] = counts.pop(lowest) + weight
+        self._weight += weight
+        if self._weight > _HALVED_AFTER:
+            self._weight //= 2
+            self._counts = {each: count // 2 for each, count in counts.items() if count > 1}
+
+    def of(self, operations: Collection[str] | None, most: int) -> tuple[tuple[str, Target], ...]:
+        """Return the hottest requests of these operations (None: of all), the hottest first."""
+        found = [each for each in self._counts if operations is None or each[0] in operations]
+        return tuple(sorted(found, key=self._counts.__getitem__, reverse=True)[:most])
+
+
+class Recent:
+    """The last requests of every tenant's operation, bounded; where that is watched, the hottest of a tenant too."""
+
+    def __init__(self) -> None:
+        self.watched = False
+        """Whether the hottest requests are counted."""
+        self._hits = 0
+        self._hottest: Bounded[Hottest] = Bounded(max_bytes=64 * 1024 * 1024, max_entries=_OPERATIONS)
         self._operations: Bounded[OrderedDict[Target, None]] = Bounded(
             max_bytes=64 * 1024 * 1024, max_entries=_OPERATIONS
         )
@@ -82,8 +125,32 @@ class Recent:
             self._operations.put(name, targets, size=0, lifetime=86_400.0)
         targets[target] = None
         targets.move_to_end(target)
+        if self.watched:
+            self._count(tenant, operation, target, 1)
         if len(targets) > _PER_OPERATION:
             targets.popitem(last=False)
+
+    def samples(self) -> bool:
+        """Whether this hit is one of those that `hit` is to be told of."""
+        self._hits += 1
+        return self._hits % _SAMPLED == 0
+
+    def hit(self, tenant: str, operation: str, target: Target) -> None:
+        """Count a hit that stands for those before it."""
+        self._count(tenant, operation, target, _SAMPLED)
+
+    def hottest(self, tenant: str, operations: Collection[str] | None, most: int) -> tuple[tuple[str, Target], ...]:
+        """Return a tenant's hottest requests, the hottest first."""
+        hottest = self._hottest.get(tenant.encode("utf-8", "surrogatepass"))
+        return hottest.of(operations, most) if hottest is not None else ()
+
+    def _count(self, tenant: str, operation: str, target: Target, weight: int) -> None:
+        name = tenant.encode("utf-8", "surrogatepass")
+        hottest = self._hottest.get(name)
+        if hottest is None:
+            hottest = Hottest()
+            self._hottest.put(name, hottest, size=0, lifetime=86_400.0)
+        hottest.add(operation, target, weight)
 
     def of(self, tenant: str, operation: str) -> tuple[Target, ...]:
         """Return the requests of an operation, the latest first."""
@@ -100,6 +167,8 @@ class Refreshing:
     """When the entry that is to be replaced was stored: a later one makes the computation needless. None: computed
     whatever is stored."""
     kept: bool = False
+    if_missing: bool = False
+    """Only if nothing is stored that could be served."""
 
 
 class Refreshes:
@@ -178,5 +247,11 @@ class Warms(Protocol):
     def operations(self) -> frozenset[str]:
         """The operations that it has policies for."""
 
-    async def refresh(self, tenant: str, target: Target, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    @property
+    def policies(self) -> Sequence[Policy]:
+        """The policies, in their order."""
+
+    async def refresh(
+        self, tenant: str, target: Target, headers: Sequence[tuple[bytes, bytes]], *, if_missing: bool = False
+    ) -> bool:
         """Compute one request for the sender of these header fields, and store it; False if that did not work."""

@@ -42,6 +42,10 @@ LAYERS: Final = {
         stores.codec
         ladder
         alerts
+        ingest.windows
+        ingest.changes
+        ingest.coalescing
+        ingest.checking
     """,
     "store protocol": """
         stores.base
@@ -89,6 +93,12 @@ LAYERS: Final = {
         admin.endpoints
         admin.live
         admin.openapi
+        ingest.reading
+        ingest.forward
+        ingest.middleware
+        ingest.exporter
+        ingest.warming
+        ingest.rule_file
     """,
     "listeners": """
         telemetry.otel
@@ -128,7 +138,8 @@ OWNERS: Final = {
     | {"invalidation.backplane"},
     "redis_entraid": frozenset(("stores.entra_id",)),
     "structlog": frozenset(LAYERS["listeners"].split()),
-    "opentelemetry": frozenset(LAYERS["listeners"].split()),
+    "opentelemetry": frozenset((*LAYERS["listeners"].split(), "ingest.exporter")),
+    "httpx2": frozenset(("ingest.forward",)),
     "starlette": frozenset(("fastapi",)),
     "pydantic": frozenset(("settings", "fastapi")),
     "pydantic_settings": frozenset(("settings",)),

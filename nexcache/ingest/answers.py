@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # protobuf ships no types
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # ships no types
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
@@ -26,7 +27,11 @@ _CODES: Final = {
     HTTPStatus.METHOD_NOT_ALLOWED: 12,  # UNIMPLEMENTED
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: 8,  # RESOURCE_EXHAUSTED
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: 3,  # INVALID_ARGUMENT
+    HTTPStatus.TOO_MANY_REQUESTS: 8,  # RESOURCE_EXHAUSTED
+    HTTPStatus.INTERNAL_SERVER_ERROR: 13,  # INTERNAL
+    HTTPStatus.BAD_GATEWAY: 14,  # UNAVAILABLE
     HTTPStatus.SERVICE_UNAVAILABLE: 14,  # UNAVAILABLE
+    HTTPStatus.GATEWAY_TIMEOUT: 14,  # UNAVAILABLE
 }
 
 _REJECTED: Final = "the back end did not store these spans"
@@ -50,6 +55,23 @@ def accepted(media_type: MediaType, *, rejected: int = 0) -> Answer:
     if rejected:
         response.partial_success.CopyFrom(ExportTracePartialSuccess(rejected_spans=rejected, error_message=_REJECTED))
     return _answer(HTTPStatus.OK, media_type, response.SerializeToString())
+
+
+def passed_on(status: HTTPStatus, headers: Headers, body: bytes) -> Answer:
+    """Give a collector's answer to the sender as it is."""
+    return Answer(status, (*headers, (b"content-length", str(len(body)).encode())), body)
+
+
+def rejected_of(media_type: MediaType, body: bytes) -> int:
+    """Read from a collector's answer how many spans it rejected; 0 where it does not say so."""
+    try:
+        if media_type is MediaType.JSON:
+            partial = json.loads(body or b"{}").get("partialSuccess") or {}
+            return max(0, int(partial.get("rejectedSpans", 0)))
+        rejected: int = ExportTraceServiceResponse.FromString(body).partial_success.rejected_spans
+        return max(0, rejected)
+    except (DecodeError, ValueError, AttributeError, TypeError, RecursionError):
+        return 0
 
 
 def refused(status: HTTPStatus, media_type: MediaType | None, message: str, *headers: tuple[bytes, bytes]) -> Answer:

@@ -3,16 +3,20 @@
 See https://opentelemetry.io/docs/specs/otlp/#otlphttp.
 """
 
+import sys
 import zlib
+from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import Final
+from typing import Any, Final, Protocol
 
 from nexcache.errors import NexCacheError
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _CHUNK: Final = 64 * 1024
+_ZSTD_WINDOW_LOG: Final = 23
+"""8 MiB: what a decoder should be able to do (RFC 8878 §3.1.1.1.2), and all the memory that one may take."""
 _MEMBERS: Final = 64
-"""No sender concatenates more gzip members; thousands of empty ones would buy much work for few bytes."""
+"""No sender concatenates more members or frames; thousands of empty ones would buy much work for few bytes."""
 
 
 class MalformedOtlp(NexCacheError, ValueError):  # noqa: N818 - reads as what it says
@@ -41,7 +45,9 @@ class Undecoded(Enum):
 
 
 def decompress(coding: str, body: bytes, limit: int) -> bytes | Undecoded:
-    """Undo a Content-Encoding (`gzip`, `identity` or nothing); at most `limit` bytes come out.
+    """Undo a Content-Encoding (`gzip`, `identity`, nothing, or `zstd` if its extra is installed).
+
+    At most `limit` bytes come out.
 
     Memory is bounded by the limit, whatever the body claims to hold: nothing beyond the first byte over
     the limit is ever produced.
@@ -50,16 +56,54 @@ def decompress(coding: str, body: bytes, limit: int) -> bytes | Undecoded:
         case "" | "identity":
             return body if len(body) <= limit else Undecoded.TOO_LARGE
         case "gzip" | "x-gzip":
-            return _gunzip(body, limit)
+            return _unpacked(lambda: zlib.decompressobj(wbits=_GZIP), zlib.error, body, limit)
+        case "zstd" if _zstd is not None:
+            return _unpacked(_new_zstd, _zstd.ZstdError, body, limit)
         case _:
             return Undecoded.UNKNOWN_CODING
 
 
-def _gunzip(body: bytes, limit: int) -> bytes | Undecoded:
+def codings() -> str:
+    """Return the codings that can be undone, as `Accept-Encoding` lists them."""
+    return "gzip, identity" if _zstd is None else "gzip, zstd, identity"
+
+
+def _zstandard() -> Any:
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415 - new in 3.14
+        else:
+            from backports import zstd  # noqa: PLC0415 - the extra `zstd`
+    except ImportError:
+        return None
+    return zstd
+
+
+_zstd: Final = _zstandard()
+
+
+def _new_zstd() -> "_Member":
+    member: _Member = _zstd.ZstdDecompressor(options={_zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
+    return member
+
+
+class _Member(Protocol):
+    """One gzip member or Zstandard frame that is being undone."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _unpacked(new: Callable[[], _Member], error: type[Exception], body: bytes, limit: int) -> bytes | Undecoded:
     pieces: list[bytes] = []
     room = limit + 1
     members = 0
-    member = None
+    member: _Member | None = None
     # The body is fed in chunks: what follows a member is copied out of the decompressor each time.
     for start in range(0, len(body), _CHUNK):
         data = body[start : start + _CHUNK]
@@ -71,10 +115,10 @@ def _gunzip(body: bytes, limit: int) -> bytes | Undecoded:
                 members += 1
                 if members > _MEMBERS:
                     return Undecoded.CORRUPT
-                member = zlib.decompressobj(wbits=_GZIP)
+                member = new()
             try:
                 piece = member.decompress(data, room)
-            except zlib.error:
+            except error:
                 return Undecoded.CORRUPT
             room -= len(piece)
             if room <= 0:

@@ -124,8 +124,10 @@ class MessageAttributes:
         if self._index is None:
             self._index = {pair.key: pair for pair in self._pairs}
         pair = self._index.get(name)
-        if pair is None:
-            return None
-        value = pair.value
-        kind = value.WhichOneof("value")
-        return None if kind is None else getattr(value, kind)
+        return None if pair is None else value_of(pair.value)
+
+
+def value_of(value: Any) -> object:
+    """Return what an AnyValue holds: a str, bool, int or float; bytes, arrays and maps as the message has them."""
+    kind = value.WhichOneof("value")
+    return None if kind is None else getattr(value, kind)

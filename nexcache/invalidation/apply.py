@@ -90,15 +90,25 @@ class Invalidations:
         """How many tenants have invalidations that the store does not know of yet."""
         return len(self._queue)
 
-    async def apply(self, tenant: str, targets: Targets, *, trigger: Trigger, strict: bool = False) -> Invalidation:
+    async def apply(
+        self,
+        tenant: str,
+        targets: Targets,
+        *,
+        trigger: Trigger,
+        strict: bool = False,
+        links: Sequence[object] = (),
+    ) -> Invalidation:
         """Invalidate the union of the targets; raises for bad names and no target, never for the store.
+
+        `links` are what `Tracing.current` gave for the requests that it is done for, where it was put off.
 
         `strict` waits until no node answers from its memory what was invalidated.
         """
         _check(tenant, targets)
         started = time.perf_counter()
         tracing = self._emitter.tracing
-        with tracing.invalidate() if tracing is not None else nullcontext(lambda _: None) as describe:
+        with tracing.invalidate(links) if tracing is not None else nullcontext(lambda _: None) as describe:
             names, _ = await self._unlink(self._local, tenant, targets)
             acknowledged = True
             if self._shared is not None:

@@ -4,7 +4,7 @@ An event is one thing that an operator could want to know; its class, its log li
 use the same words. Events hold no keys, no queries and no header values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -184,6 +184,24 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Reached:
+    """What spans changed was invalidated: how long after the oldest of them had arrived."""
+
+    tenant: str
+    delay: float
+    """Seconds."""
+    bound: float
+    """Seconds: the longest `min_interval` of the rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleDoubtful:
+    """An ingest rule does not fit the policies of this process."""
+
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
 class HookFailed:
     """A callable of the application (tenant, principal, tags, sink) raised; the request went on without it."""
 
@@ -205,6 +223,8 @@ Event: TypeAlias = (
     | BackplaneChanged
     | Started
     | Ingested
+    | Reached
+    | RuleDoubtful
     | HookFailed
     | Audited
     | AlertChanged
@@ -232,7 +252,10 @@ class Tracing(Protocol):
     def get(self, operation: str) -> RequestSpan | None:
         """Start `cache.get {operation}`, or return None at no cost where nobody would record it."""
 
-    def invalidate(self) -> AbstractContextManager[Callable[[Invalidated], None]]:
+    def current(self) -> object:
+        """Return what a span that is made later can be linked to; None where nobody records."""
+
+    def invalidate(self, links: Sequence[object] = ()) -> AbstractContextManager[Callable[[Invalidated], None]]:
         """Cover an invalidation; the yielded callable gives the span its attributes."""
 
 

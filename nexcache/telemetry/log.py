@@ -7,7 +7,7 @@ with the fields as `extra`), because structlog's own default would print to the 
 configured globally.
 
 WARNING: the store became unavailable; an alert began; what the start warns of; a store that refuses and a callable of
-the application that raises (one line per kind and minute, with a count).
+the application that raises (one line per kind and minute, with a count); an ingest rule that does not fit the policies.
 INFO: started; the store is available again; an alert ended; what was changed through the admin endpoints, by whom.
 DEBUG: everything else, and single requests only if DEBUG was enabled when the listener subscribed.
 """
@@ -42,6 +42,8 @@ from nexcache.telemetry.events import (
     Invalidated,
     LookedUp,
     NotStored,
+    Reached,
+    RuleDoubtful,
     Started,
     Stopped,
     Stored,
@@ -58,11 +60,12 @@ _ALWAYS: Final = (
     BackendFailed,
     HookFailed,
     Invalidated,
+    RuleDoubtful,
     Audited,
     AlertChanged,
     Stopped,
 )
-_DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested)
+_DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested, Reached)
 _ANNOUNCED: Final = frozenset({"timeout", "connection", "breaker", "busy"})
 """Kinds of failure that end in one `BackendChanged`, which is the line for an operator."""
 
@@ -102,6 +105,8 @@ class LogListener:
                 _log("info" if event.available else "warning", event)
             case BackplaneChanged():
                 _log("info" if event.connected else "warning", event)
+            case RuleDoubtful():
+                _log("warning", event)
             case HookFailed():
                 self._warn(event, "hook", event.hook)
             case BackendFailed() if event.kind not in _ANNOUNCED:

@@ -28,6 +28,7 @@ from nexcache.telemetry.events import (
     Filled,
     Invalidated,
     LookedUp,
+    Reached,
     Stored,
 )
 from nexcache.telemetry.names import Bypass, Result, Tier
@@ -48,7 +49,7 @@ class OTelMetrics:
     Without `meter_provider` it is the global one, also if that is installed later.
     """
 
-    _HEARD: Final = (LookedUp, Filled, Stored, Invalidated, Evicted, BackendFailed)
+    _HEARD: Final = (LookedUp, Filled, Stored, Invalidated, Evicted, BackendFailed, Reached)
 
     def __init__(
         self,
@@ -110,6 +111,8 @@ class OTelMetrics:
                         names.ATTR_SCOPE: event.scope,
                     },
                 )
+            case Reached():
+                to.staleness.record(event.delay, dict(self._label(event.tenant)))
             case Evicted():
                 to.evictions.add(event.count, {names.ATTR_EVICTION_REASON: event.reason})
             case BackendFailed():
@@ -241,6 +244,12 @@ class _Instruments:
         )
         self.invalidations = meter.create_counter(
             names.METRIC_INVALIDATIONS, "{invalidation}", "Invalidations, by what asked for them."
+        )
+        self.staleness = meter.create_histogram(
+            names.METRIC_STALENESS,
+            "s",
+            "Time from the arrival of spans until what they changed was invalidated.",
+            explicit_bucket_boundaries_advisory=names.STALENESS_BOUNDS,
         )
         self.evictions = meter.create_counter(
             names.METRIC_EVICTIONS, "{entry}", "Entries that left this process's memory."

@@ -121,6 +121,7 @@ METRIC_MEMORY_USAGE: Final = "nexcache.memory.usage"
 METRIC_BACKEND_ERRORS: Final = "nexcache.backend.errors"
 METRIC_BACKEND_AVAILABLE: Final = "nexcache.backend.available"
 METRIC_INGEST_SPANS: Final = "nexcache.ingest.spans"
+METRIC_STALENESS: Final = "nexcache.invalidation.staleness"
 
 LOOKUP_BOUNDS: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
@@ -129,6 +130,9 @@ LOOKUP_BOUNDS: Final = (
 
 FILL_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Histogram bounds of `nexcache.fill.duration`, in seconds: those of `http.server.request.duration`."""
+
+STALENESS_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Histogram bounds of `nexcache.invalidation.staleness`, in seconds."""
 
 SIZE_BOUNDS: Final = (256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216)
 """Histogram bounds of `nexcache.entry.size`, in bytes: the default ones end at 10 kB."""

@@ -9,7 +9,7 @@ Only the API is imported here: without an SDK, or under a parent that is not rec
 Whatever an SDK, a sampler or a span processor raises is counted in `OTelTracing.failures` and goes no further.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Final, TypeVar, cast
@@ -17,7 +17,16 @@ from typing import Final, TypeVar, cast
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.semconv.schemas import Schemas
-from opentelemetry.trace import NoOpTracer, ProxyTracerProvider, Span, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace import (
+    Link,
+    NoOpTracer,
+    ProxyTracerProvider,
+    Span,
+    SpanContext,
+    StatusCode,
+    Tracer,
+    TracerProvider,
+)
 
 from nexcache.errors import StoreError
 from nexcache.telemetry import names
@@ -80,14 +89,24 @@ class OTelTracing:
             self.failures += 1
             return None
 
-    def invalidate(self) -> AbstractContextManager[Callable[[Invalidated], None]]:
-        """Cover an invalidation with `cache.invalidate`; the yielded callable gives it its attributes."""
+    def current(self) -> SpanContext | None:
+        """Return the context of the current span where it is recorded, else None."""
+        span = trace.get_current_span()
+        return span.get_span_context() if span.is_recording() else None
+
+    def invalidate(self, links: Sequence[object] = ()) -> AbstractContextManager[Callable[[Invalidated], None]]:
+        """Cover an invalidation with `cache.invalidate`; the yielded callable gives it its attributes.
+
+        It is linked to the spans that `links` came from (`current`), except to the one that it is a child of.
+        """
         tracer = self.guarded(self._recording_tracer)
-        return _UNRECORDED if tracer is None else self._invalidate(tracer)
+        return _UNRECORDED if tracer is None else self._invalidate(tracer, links)
 
     @contextmanager
-    def _invalidate(self, tracer: Tracer) -> Iterator[Callable[[Invalidated], None]]:
-        with self.covering(tracer, names.SPAN_INVALIDATE, get_current(), expected=StoreError) as span:
+    def _invalidate(self, tracer: Tracer, links: Sequence[object]) -> Iterator[Callable[[Invalidated], None]]:
+        parent = trace.get_current_span().get_span_context()
+        linked = [Link(each) for each in links if isinstance(each, SpanContext) and each != parent]
+        with self.covering(tracer, names.SPAN_INVALIDATE, get_current(), links=linked, expected=StoreError) as span:
             yield lambda invalidated: self.guarded(lambda: _describe_invalidation(span, invalidated))
 
     @contextmanager
@@ -98,13 +117,14 @@ class OTelTracing:
         context: Context,
         attributes: Mapping[str, str] | None = None,
         *,
+        links: Sequence[Link] = (),
         expected: type[Exception] | tuple[()] = (),
     ) -> Iterator[Span]:
         """Start a span under `context`, keep it current inside the block, and end it.
 
         What the block raises goes on; it makes the span an error unless it is `expected`.
         """
-        span = self.guarded(lambda: tracer.start_span(name, context, attributes=attributes))
+        span = self.guarded(lambda: tracer.start_span(name, context, attributes=attributes, links=links))
         if span is None:
             yield trace.INVALID_SPAN
             return

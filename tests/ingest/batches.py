@@ -1,15 +1,17 @@
 """Batches of spans in both encodings of OTLP, and a cache that records what it is asked to invalidate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from nexcache.asgi import Headers
 from nexcache.ingest.spans import Span
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
+from nexcache.refresh import Target
 from nexcache.telemetry.counts import Counts
-from nexcache.telemetry.events import Emitter, Event, HookFailed, Ingested
+from nexcache.telemetry.events import Emitter, Event, HookFailed, Ingested, Reached, RuleDoubtful
 from nexcache.telemetry.names import Trigger
 
 Json: TypeAlias = dict[str, Any]
@@ -112,12 +114,34 @@ class RecordingCache:
         self.invalidated: list[tuple[str, Targets, Trigger]] = []
         self.events: list[Event] = []
         self.emitter = Emitter()
-        self.emitter.subscribe(self.events.append, Ingested, HookFailed)
+        self.emitter.subscribe(self.events.append, Ingested, HookFailed, RuleDoubtful)
+        self.reached: list[Event] = []
+        self.emitter.subscribe(self.reached.append, Reached)
         self.counts = Counts()
         self.queued = False
+        self.links: list[Sequence[object]] = []
+        self.watched = False
+        self.requests: list[tuple[str, Target]] = []
+        self.refilled: list[tuple[str, str, Headers]] = []
 
-    async def invalidate_targets(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
+    async def invalidate_targets(
+        self, tenant: str, targets: Targets, *, trigger: Trigger, links: Sequence[object] = ()
+    ) -> Invalidation:
+        self.links.append(links)
         self.sequence.append("invalidated")
         self.invalidated.append((tenant, targets, trigger))
         names: Sequence[str] = (*sorted(targets.operations), *(f"tag:{tag}" for tag in sorted(targets.tags)))
         return Invalidation(not self.queued, self.queued, tuple(names), 0.0)
+
+    def attach(self, part: object) -> None:
+        self.attached = part
+
+    def watch_hottest(self) -> None:
+        self.watched = True
+
+    def hottest(self, tenant: str, operations: Collection[str] | None, most: int) -> Sequence[tuple[str, Target]]:
+        return [each for each in self.requests if operations is None or each[0] in operations][:most]
+
+    async def refill(self, tenant: str, operation: str, target: Target, headers: Headers) -> bool:
+        self.refilled.append((tenant, operation, headers))
+        return True

@@ -1,12 +1,13 @@
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from nexcache.errors import ConfigurationError
-from nexcache.ingest import hook as hook_module
+from nexcache.ingest.changes import Changes
 from nexcache.ingest.hook import IngestHook
-from nexcache.ingest.rules import IngestRule
+from nexcache.ingest.rules import IngestRule, RuleSet
 from nexcache.ingest.spans import Span
 from nexcache.invalidation.targets import Targets
 from nexcache.telemetry.events import Emitter, Ingested
@@ -95,11 +96,13 @@ async def test_spans_are_counted_even_if_nobody_listens() -> None:
 async def test_large_batches_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch, as_request: bool) -> None:
     threads: list[threading.Thread] = []
 
-    def recording(rules: Iterable[IngestRule], spans: Iterable[Span]) -> Targets:
-        threads.append(threading.current_thread())
-        return Targets.of(["x"]) if list(spans) and rules else Targets()
+    changes: Callable[..., Changes] = RuleSet.changes
 
-    monkeypatch.setattr(hook_module, "targets", recording)
+    def recording(rules: RuleSet, spans: Any) -> Changes:
+        threads.append(threading.current_thread())
+        return changes(rules, spans)
+
+    monkeypatch.setattr(RuleSet, "changes", recording)
     hook = IngestHook(RecordingCache())
     await hook.notify("acme", protobuf_batch("cart"))
     await hook.notify("acme", protobuf_batch("cart", spans=10_000) if as_request else [span()] * 10_000)

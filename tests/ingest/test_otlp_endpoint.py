@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 
 from nexcache.asgi import ASGIApp, Message, Scope
 from nexcache.errors import ConfigurationError
-from nexcache.ingest import otlp_endpoint as endpoint_module
+from nexcache.ingest import reading as reading_module
 from nexcache.ingest.hook import IngestHook
 from nexcache.ingest.otlp_endpoint import OtlpEndpoint
 from nexcache.ingest.payload import MediaType
@@ -210,9 +210,9 @@ REFUSALS = [
     pytest.param(b"", {"content-length": "9" * 30}, {}, TOO_LARGE, id="announced as too large"),
     pytest.param(
         BODY,
-        {"content-encoding": "zstd"},
+        {"content-encoding": "br"},
         {},
-        Refusal(415, 3, {"accept-encoding": "gzip, identity"}),
+        Refusal(415, 3, {"accept-encoding": "gzip, zstd, identity"}),
         id="unknown coding",
     ),
     pytest.param(BODY, {}, {"sink": failing}, Refusal(503, 14, {"retry-after": "5"}), id="sink fails"),
@@ -386,7 +386,7 @@ async def test_large_bodies_are_parsed_beside_the_event_loop(monkeypatch: pytest
         threads.append(threading.current_thread())
         return read_request(media_type, body)
 
-    monkeypatch.setattr(endpoint_module, "read_request", recording)
+    monkeypatch.setattr(reading_module, "read_request", recording)
     large = protobuf_batch("cart", spans=2_000).SerializeToString()
     cache = RecordingCache()
     for body in (BODY, large):

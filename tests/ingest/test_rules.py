@@ -1,16 +1,23 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from nexcache.errors import ConfigurationError
-from nexcache.ingest import rules as rules_module
-from nexcache.ingest.rules import MAX_TAGS, WHOLE_TENANT, IngestRule, targets
+from nexcache.ingest.changes import MAX_TARGETS
+from nexcache.ingest.rules import IngestRule, RuleSet
 from nexcache.ingest.spans import Span
 from nexcache.invalidation.targets import Targets
 from tests.ingest.batches import span
 
 BY_SERVICE = IngestRule(tags=["service:{service.name}"])
+
+
+WHOLE_TENANT = Targets.of(["*"])
+
+
+def targets(rules: Iterable[IngestRule], spans: Iterable[Span]) -> Targets:
+    return RuleSet(rules).changes(spans).targets
 
 
 def aimed(*rules: IngestRule, at: Span) -> Targets:
@@ -179,7 +186,7 @@ def endless(seen: list[int]) -> Iterator[Span]:
 def test_a_batch_with_too_many_tags_widens_to_the_whole_tenant_and_is_not_read_further() -> None:
     seen: list[int] = []
     assert targets([BY_SERVICE], endless(seen)) == WHOLE_TENANT
-    assert len(seen) == MAX_TAGS + 1
+    assert len(seen) == MAX_TARGETS + 1
 
 
 def test_once_the_whole_tenant_is_aimed_at_no_further_span_is_read() -> None:
@@ -202,7 +209,7 @@ def test_rules_that_read_nothing_look_at_one_span_only() -> None:
         pytest.param({"ops": "dashboard_*"}, "ops must be a list", id="ops a string"),
         pytest.param({"tags": "service:x"}, "tags must be a list", id="tags a string"),
         pytest.param({"tags": 5}, "tags must be a list", id="tags a number"),
-        pytest.param({"tags": [5]}, "tags must be strings", id="tag a number"),
+        pytest.param({"tags": [5]}, "tags and windows must be strings", id="tag a number"),
         pytest.param({"ops": [""]}, "the operation must", id="empty operation"),
         pytest.param({"ops": [5]}, "the operation must", id="operation a number"),
         pytest.param({"ops": ["a\nb"]}, "control", id="control character in an operation"),
@@ -234,8 +241,3 @@ def test_a_rule_is_a_value() -> None:
     assert hash(rule) == hash(IngestRule(match={"a": "b"}, ops=("x",)))
     assert rule.match == {"a": "b"}
     assert repr(rule).startswith("IngestRule(match=")
-
-
-def test_the_whole_tenant_is_one_target() -> None:
-    assert rules_module.WHOLE_TENANT.whole_tenant
-    assert WHOLE_TENANT.tags == frozenset()

@@ -27,6 +27,8 @@ from nexcache.telemetry.events import (
     Invalidated,
     LookedUp,
     NotStored,
+    Reached,
+    RuleDoubtful,
     Started,
     Stopped,
     Stored,
@@ -244,6 +246,20 @@ LINES = [
             "description": "Redis redis://host:6379/0",
         },
         id="started",
+    ),
+    pytest.param(
+        Reached("acme", 0.25, 1.0),
+        {"event": "nexcache.reached", "log_level": "debug", "tenant": "acme", "delay": 0.25, "bound": 1.0},
+        id="reached",
+    ),
+    pytest.param(
+        RuleDoubtful("ingest rule 1: no policy has the operation 'x'"),
+        {
+            "event": "nexcache.rule_doubtful",
+            "log_level": "warning",
+            "fault": "ingest rule 1: no policy has the operation 'x'",
+        },
+        id="doubtful rule",
     ),
     pytest.param(
         Ingested("acme", 10, 0, 2),

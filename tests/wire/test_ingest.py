@@ -21,7 +21,8 @@ class BackEnd:
     def __init__(self, cache: NexCache) -> None:
         self.spans: dict[tuple[str, str], int] = {}
         self.reads = 0
-        hook = IngestHook(cache, rules=[IngestRule(ops=["dashboard_*"]), IngestRule(tags=["service:{service.name}"])])
+        rules = [IngestRule(ops=["dashboard_*"]), IngestRule(tags=["service:{service.name}"])]
+        hook = IngestHook(cache, rules=rules, min_interval=0)
         self.app = Starlette(
             routes=[
                 Route("/dashboard", self.dashboard),

@@ -19,7 +19,9 @@ PARTS = (("x-part", "one"), ("x-between", "these"), ("x-part", "two"))
 cache = NexCache(Settings(redis_url=None, redis_host=None))
 keys = tenants.api_key(keys=KEYS)
 principal = principals.per_credential()
-traces = OtlpEndpoint(IngestHook(cache, rules=[IngestRule(tags=["service:{service.name}"])]), tenant=keys)
+traces = OtlpEndpoint(
+    IngestHook(cache, rules=[IngestRule(tags=["service:{service.name}"])], min_interval=0), tenant=keys
+)
 admin = AdminApp(cache, authorize=keys)
 
 REPORT = Policy("/api/report", op="report", ttl="2m")
