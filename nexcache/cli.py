@@ -3,11 +3,13 @@
 import secrets
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
 app = typer.Typer(
@@ -79,6 +81,26 @@ def key(tenant: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None
     secret = secrets.token_urlsafe(32)
     entry = ApiKey.of(tenant, secret)
     sys.stdout.write(f"X-API-Key: {secret}\nCACHE_API_KEYS={entry}\n")
+
+
+@app.command("explain-rules")
+def explain_rules(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The rules: TOML with [[rules]], or JSON.")],
+) -> None:
+    """Say what the rules in FILE make of the spans on standard input (OTLP/JSON); status 1 if the rules cannot work."""
+    from nexcache.ingest.payload import MalformedOtlp, MediaType  # noqa: PLC0415 - only for this command
+    from nexcache.ingest.rule_file import explained, read_rules  # noqa: PLC0415 - as above
+    from nexcache.ingest.rules import RuleSet  # noqa: PLC0415 - as above
+    from nexcache.ingest.spans import every_span_of, read_request  # noqa: PLC0415 - as above
+
+    try:
+        rules = RuleSet(read_rules(file))
+        spans = every_span_of(read_request(MediaType.JSON, sys.stdin.buffer.read()))
+    except (ConfigurationError, MalformedOtlp) as reason:
+        sys.stderr.write(f"nexcache explain-rules: {reason}\n")
+        raise typer.Exit(1) from None
+    for line in explained(rules, spans):
+        sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -268,6 +268,8 @@ class CacheMiddleware:
         first = cache.entries.first
         if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op):
             return None
+        if cache.recent.watched and cache.recent.samples():  # the long way, which counts it
+            return None
         watched = self._watched[matched.index]
         fields, if_none_match = tuple([pair for pair in scope["headers"] if pair[0] in watched]), None
         if len(fields) > 1:  # more than the host
@@ -322,7 +324,7 @@ class CacheMiddleware:
             live = first.peek(raw)
             if live is not None:
                 request.counts = live.counts
-                if cache.recent.watched and cache.recent.samples():
+                if cache.recent.watched:
                     self._note(request, keyed, hit=True)
                 await self._hit(request, live.prepared, Tier.MEMORY, live.name)
                 return

@@ -1,4 +1,4 @@
-"""Rules from a file, and what they make of given spans, in words. Pure but for `read_rules`."""
+"""Rules from a file, and what they make of given spans, in words."""
 
 import json
 import tomllib

@@ -76,12 +76,15 @@ def read_request(media_type: MediaType, body: bytes) -> ExportTraceServiceReques
 
 def spans_of(request: ExportTraceServiceRequest) -> Iterator[Span]:
     """Give the spans of a request, without those that NexCache made itself."""
+    return (span for span in every_span_of(request) if not span.own)
+
+
+def every_span_of(request: ExportTraceServiceRequest) -> Iterator[Span]:
+    """Give the spans of a request."""
     for resource_spans in request.resource_spans:
         resource = MessageAttributes(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             scope = scope_spans.scope
-            if scope.name == SCOPE:
-                continue
             scope_name = scope.name
             scope_attributes = MessageAttributes(scope.attributes)
             for span in scope_spans.spans:
