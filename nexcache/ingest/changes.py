@@ -45,6 +45,8 @@ class Changes:
     def add(self, found: Mapping[Target, float]) -> bool:
         """Add targets; True once all the tenant is meant, so that nothing more needs to be added."""
         intervals = self.intervals
+        if not found:
+            return False
         for target, interval in found.items():
             known = intervals.get(target)
             if known is None or interval < known:
@@ -52,14 +54,13 @@ class Changes:
             if target.kind == "op" and target.name.strip("*") == "":
                 self._widen()
                 return True
-        if len(intervals) > MAX_TARGETS:
+        if len(intervals) > MAX_TARGETS or (WHOLE_TENANT in intervals and len(intervals) > 1):
             self._widen()
-            return True
-        return False
+        return WHOLE_TENANT in self.intervals
 
     def merge(self, other: "Changes") -> None:
         """Add all of another."""
-        if self.add(other.intervals) or WHOLE_TENANT in self.intervals:
+        if self.add(other.intervals):
             return
         for timeline, times in other.times.items():
             self.times.setdefault(timeline, SpanTimes()).merge(times)

@@ -209,6 +209,8 @@ class SpanTimes:
 
     def add(self, start_ns: int, end_ns: int) -> None:
         """Add the time of a span, from its start to its end; one that ends before it starts has a start only."""
+        if self.everything:
+            return
         level = _EDGES[self._edge]
         low = start_ns // MINUTE
         high = end_ns // MINUTE
