@@ -403,6 +403,11 @@ class NexCache:
         decision = await self.rate_limit(rate, name="api", algorithm=Algorithm.FIXED_WINDOW).check(api, tenant=tenant)
         return decision.allowed, decision.count
 
+    @property
+    def queued(self) -> int:
+        """How many tenants have invalidations that this process knows of and the store, being away, does not yet."""
+        return self._parts.invalidations.queued
+
     async def health(self) -> StoreHealth:
         """Ask the store how it is."""
         return await self._parts.store.health()

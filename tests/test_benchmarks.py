@@ -37,3 +37,22 @@ def test_the_cost_of_a_hit_is_printed_beside_the_bare_app_of_the_same_run() -> N
     assert [row["contender"] for row in rows] == ["bare app", "bare app (A/A)", "NexCache, hit in memory"]
     assert rows[0]["ratio"] == 1
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_the_hit_ratios_under_a_stream_of_spans_are_printed_and_no_answer_is_older_than_the_bound() -> None:
+    """Seconds instead of minutes: the ratios are rough, their order and the checker's verdict are not."""
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "ingest.py"), "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    document = json.loads(printed.stdout)
+    ratios = {row["invalidation"]: row for row in document["ratios"]}
+    assert ratios["naive"]["hit ratio"] < ratios["coalesced"]["hit ratio"] < ratios["windows"]["hit ratio"]
+    assert all(row["checked"] > 100 and row["spans"] > 100 for row in ratios.values())
+    assert [row["too old"] for row in ratios.values()] == [0, 0, 0]
+    assert printed.returncode == 0
+    assert document["speed"]["writes per second and target, at most"] <= 10

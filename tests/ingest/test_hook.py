@@ -1,6 +1,7 @@
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -284,6 +285,40 @@ def test_an_interval_that_would_be_too_many_writes_is_refused(interval: Any) -> 
         IngestHook(RecordingCache(), min_interval=interval)
     with pytest.raises(ConfigurationError, match="min_interval"):
         IngestRule(ops=["x"], min_interval=interval)
+
+
+class Tracing:
+    """Knows which request is current, as a tracer does."""
+
+    def __init__(self) -> None:
+        self.request: ContextVar[str | None] = ContextVar("request", default=None)
+
+    def current(self) -> object:
+        return self.request.get()
+
+    def get(self, operation: str) -> None:
+        return None
+
+    def invalidate(self, links: Sequence[object] = ()) -> Any:
+        raise NotImplementedError
+
+
+async def test_what_was_kept_back_is_linked_to_its_requests_and_runs_in_none_of_them() -> None:
+    cache, clock, tracing = RecordingCache(), FakeClock(), Tracing()
+    cache.emitter.tracing = tracing
+    current: list[object] = []
+    cache.emitter.subscribe(lambda _: current.append(tracing.current()), Reached)
+    hook = hooked(cache, clock, min_interval=0.1)
+    for number in range(3):
+        tracing.request.set(f"request {number}")
+        await hook.notify("acme", protobuf_batch("cart"))
+    clock.advance(0.1)
+    ringing = asyncio.Event()
+    cache.emitter.subscribe(lambda _: ringing.set(), Reached)
+    async with asyncio.timeout(10):
+        await ringing.wait()
+    assert cache.links == [("request 0",), ("request 1", "request 2")]
+    assert current == ["request 0", None]
 
 
 # --- rules and policies ------------------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
+from pydantic import SecretStr
 
+from nexcache import AdminApp, NexCache, Settings
 from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
 from nexcache.errors import ConfigurationError
 from nexcache.ingest import payload
@@ -136,6 +138,19 @@ async def test_acknowledged_after_the_invalidation_the_sender_waits_for_the_trai
     await hook.carry_out()
     assert (await second).status == 200
     assert sequence == ["invalidated", "acknowledged"] * 2
+
+
+async def test_with_the_store_away_only_a_sender_who_waits_hears_of_it_and_health_counts_it() -> None:
+    cache = NexCache(Settings(redis_url=SecretStr("redis://127.0.0.1:1"), l1_enabled=False))
+    async with cache:
+        hook = IngestHook(cache, RULES, min_interval=0)
+        assert (await call(OtlpEndpoint(hook, tenant=fixed("acme")))).status == 200
+        waits = OtlpEndpoint(hook, tenant=fixed("acme"), ack="after-invalidation")
+        assert (await call(waits)).status == 503
+        assert cache.queued == 1
+        admin = AdminApp(cache, authorize=fixed("acme"))
+        health = await call(admin, path="/health", method="GET")
+        assert json.loads(health.body)["queued"] == 1
 
 
 def of_tenants(*tenants: str | None) -> ExportTraceServiceRequest:

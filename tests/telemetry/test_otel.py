@@ -306,6 +306,26 @@ def test_an_invalidation_is_a_span_with_its_trigger_and_scope(traces: Traces) ->
     assert span.parent == traces.finished["POST /v1/traces"].context
 
 
+def test_an_invalidation_that_was_put_off_is_linked_to_the_requests_that_it_is_done_for(traces: Traces) -> None:
+    tracing = OTelTracing(traces.provider)
+    origins = [tracing.current()]
+    for name in ("first", "second"):
+        with traces.tracer.start_as_current_span(name):
+            origins.append(tracing.current())
+    with tracing.invalidate(origins) as describe:
+        describe(INVALIDATED)
+    requests = [traces.finished[name].context for name in ("first", "second")]
+    assert [link.context for link in traces.finished["cache.invalidate"].links] == requests
+    assert traces.finished["cache.invalidate"].parent is None
+
+
+def test_an_invalidation_at_once_is_a_child_of_its_request_and_not_linked_to_it(traces: Traces) -> None:
+    tracing = OTelTracing(traces.provider)
+    with traces.tracer.start_as_current_span("POST /v1/traces"), tracing.invalidate([tracing.current()]) as describe:
+        describe(INVALIDATED)
+    assert not traces.finished["cache.invalidate"].links
+
+
 class Counting(trace.TracerProvider):
     """Counts the spans that are started."""
 
