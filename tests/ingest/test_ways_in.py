@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import SecretStr
 
 from nexcache import AdminApp, NexCache, Settings
+from nexcache.admin.auth import Caller
 from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
 from nexcache.errors import ConfigurationError
 from nexcache.ingest import payload
@@ -148,9 +149,9 @@ async def test_with_the_store_away_only_a_sender_who_waits_hears_of_it_and_healt
         waits = OtlpEndpoint(hook, tenant=fixed("acme"), ack="after-invalidation")
         assert (await call(waits)).status == 503
         assert cache.queued == 1
-        admin = AdminApp(cache, authorize=fixed("acme"))
+        admin = AdminApp(cache, authorize=lambda _: Caller("acme", operator=True))
         health = await call(admin, path="/health", method="GET")
-        assert json.loads(health.body)["queued"] == 1
+        assert json.loads(health.body)["queued_invalidations"] == 1
 
 
 def of_tenants(*tenants: str | None) -> ExportTraceServiceRequest:
