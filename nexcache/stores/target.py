@@ -109,6 +109,7 @@ class Target:
             "decode_responses": False,
             "protocol": 2,
             "client_name": f"nexcache-{os.getpid()}",
+            "driver_info": None,  # a greeting that Redis 7.0 does not know, and a right that nobody else needs
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
         if self.credentials is not None:
@@ -164,6 +165,7 @@ class SentinelTarget:
             "username": self.username,
             "password": self.password,
             "client_name": f"nexcache-{os.getpid()}",
+            "driver_info": None,  # a greeting that Redis 7.0 does not know, and a right that nobody else needs
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
         if self.server.tls:
