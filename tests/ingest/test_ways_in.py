@@ -151,7 +151,7 @@ async def test_with_the_store_away_only_a_sender_who_waits_hears_of_it_and_healt
         assert cache.queued == 1
         admin = AdminApp(cache, authorize=lambda _: Caller("acme", operator=True))
         health = await call(admin, path="/health", method="GET")
-        assert json.loads(health.body)["queued_invalidations"] == 1
+        assert json.loads(health.body)["details"]["queued_invalidations"] == 1
 
 
 def of_tenants(*tenants: str | None) -> ExportTraceServiceRequest:
