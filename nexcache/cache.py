@@ -182,6 +182,7 @@ class NexCache:
         if self._parts.leases is not None:
             await self._parts.leases.aclose()
         await self._parts.invalidations.aclose()
+        await self._parts.entries.aclose()
         await self._parts.ledger.aclose()
         await self._parts.watch.aclose()
         if self._parts.coherence is not None:

@@ -14,8 +14,9 @@ from typing import Protocol, TypeAlias
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations, Snapshot, seen
+from nexcache.invalidation.tags import MOST_TAGS, LiveTags, Remembered
 from nexcache.invalidation.view import View
-from nexcache.key import CacheKey
+from nexcache.key import CacheKey, KeySpace
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.early_refresh import refresh_at
@@ -232,6 +233,11 @@ class Local:
         self._store = store
         self._generations = generations
 
+    @property
+    def lifetime(self) -> float:
+        """Seconds for which a generation lives from its last capture."""
+        return self._generations.ttl_ms / 1000
+
     def lookup(self, key: CacheKey) -> Found | Missing:
         """Look an entry up by its key."""
         found = self.memory.lookup(key)
@@ -251,6 +257,10 @@ class Local:
         """Capture the generations of a key in this process."""
         snapshot = self._generations.capture_now(self._store, key)
         return Snapshot(self.memory.tier, snapshot.generations, snapshot.any)
+
+    def extend(self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot) -> tuple[bytes, ...] | None:
+        """Read the generations of tags that became known only now; None if they may have changed meanwhile."""
+        return self._generations.extend_now(self._store, key, names, snapshot)
 
     def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> bool | None:
         """Keep an entry unless its generations have changed (False), or it is too large (None)."""
@@ -273,6 +283,7 @@ class Shared:
         self,
         *,
         store: Store,
+        keys: KeySpace,
         generations: Generations,
         codec: Codec,
         emitter: Emitter,
@@ -282,9 +293,15 @@ class Shared:
         self._observe = observe
         self._vault = vault
         self._store = store
+        self._keys = keys
         self._generations = generations
         self._codec = codec
         self._emitter = emitter
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds for which a generation lives from its last capture."""
+        return self._generations.ttl_ms / 1000
 
     async def lookup(
         self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
@@ -298,10 +315,28 @@ class Shared:
             entry = self._codec.decode(key.name, value, await self._seal(key.tenant, deadline))
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
-            elif entry.request == key.request and dict(entry.generations) == current:
+            elif entry.request == key.request and await self._is_current(key, entry, current, deadline):
                 return entry
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
+
+    async def _is_current(
+        self, key: CacheKey, entry: Entry, current: Mapping[bytes, bytes | None], deadline: float | None
+    ) -> bool:
+        """Whether an entry depends on what it must, and none of that has changed; more may have to be read."""
+        depends = dict(entry.generations)
+        if not self._keys.covers(key, depends) or any(
+            current.get(name, token) != token for name, token in depends.items()
+        ):
+            return False
+        unread = [name for name in depends if name not in current]
+        if unread:  # tags that its response named, and that this process had not heard of
+            reading = await self._store.read(unread, deadline=deadline)
+            self._observe(unread, reading)
+            return all(
+                seen(token, reading.epoch) == depends[name] for name, token in zip(unread, reading.values, strict=True)
+            )
+        return True
 
     async def inspect(self, key: CacheKey) -> Inspection:
         """Say what is held for a key, and change nothing; raises StoreError."""
@@ -335,6 +370,10 @@ class Shared:
         """Capture the generations of a key, and a lease if it is free; raises StoreError."""
         return await self._generations.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
 
+    async def extend(self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot) -> tuple[bytes, ...] | None:
+        """Read the generations of tags that became known only now; None if they may have changed meanwhile."""
+        return await self._generations.extend(key, names, snapshot)
+
     async def keep(self, key: CacheKey, entry: Entry) -> bool:
         """Keep an entry unless its generations have changed meanwhile; raises StoreError."""
         names = [name for name, _ in entry.generations]
@@ -358,18 +397,24 @@ class Entries:
     def __init__(
         self,
         *,
+        keys: KeySpace,
         local: Local,
         shared: Shared | None,
         l1: Memory | None,
         view: View | None,
+        tags: LiveTags,
+        remembered: Remembered,
         invalidations: Invalidations,
         emitter: Emitter,
         fallback_ttl: float,
     ) -> None:
+        self._keys = keys
         self._local = local
         self._shared = shared
         self._l1 = l1
         self._view = view
+        self._tags = tags
+        self._remembered = remembered
         self.first = local.memory if shared is None else l1
         """What is asked before anything else, without waiting; None: nothing in this process may be."""
         self._invalidations = invalidations
@@ -385,6 +430,27 @@ class Entries:
     def in_process(self) -> bool:
         """Whether this process is all there is."""
         return self._shared is None
+
+    def known(self, key: CacheKey) -> CacheKey:
+        """Return a key with all that its answer is known to depend on by now."""
+        tags = tuple([self._tags.generation(key.tenant, own) for own in key.tags])
+        return replace(key, generations=(*key.generations[:2], *tags, *(self._remembered.of(key) or ())))
+
+    async def recalled(self, key: CacheKey, *, deadline: float | None) -> CacheKey:
+        """Return a key with what other nodes have learnt that its answer depends on; never raises for the store."""
+        if self._shared is None or self._remembered.of(key) is not None:
+            return key
+        lifetime = self._shared.lifetime
+        found = await self._remembered.recall(key, deadline=deadline, lifetime=lifetime)
+        return replace(key, generations=(*key.generations[: key.base], *found)) if found else key
+
+    def named(self, key: CacheKey, tags: Sequence[str]) -> tuple[bytes, ...] | None:
+        """Return the generations of tags that a response names beside those of its request; None: too many."""
+        own = [self._keys.of_tag(key.tenant, tag) for tag in tags]
+        if len({*own, *key.tags}) > MOST_TAGS:
+            return None
+        mapped = [self._tags.generation(key.tenant, each) for each in own if each not in key.tags]
+        return tuple(dict.fromkeys(mapped))
 
     def lookup_here(self, key: CacheKey) -> Found | Missing | None:
         """Look an entry up in this process; None: what the store says must be asked for.
@@ -425,6 +491,9 @@ class Entries:
             if self._local.memory.size[0]:
                 self.store_came_back()
             if isinstance(looked, Entry):
+                if len(looked.generations) > key.base:
+                    named = tuple([name for name, _ in looked.generations[key.base :]])
+                    self._remembered.learn(key, named, lifetime=self._shared.lifetime)
                 live = self._keep_here(key, looked, counts)
                 found = Found(live.prepared if live is not None else ready(looked.response), Tier.REDIS, live)
             else:
@@ -466,17 +535,30 @@ class Entries:
                 pass
             else:
                 if self._invalidations.failures == failures:
+                    self._tags.used(key.tenant, key.generations, lifetime=self._shared.lifetime)
                     return snapshot
+        self._tags.used(key.tenant, key.generations, lifetime=self._local.lifetime)
         return self._local.capture(key)
 
     async def keep(
-        self, key: CacheKey, snapshot: Snapshot, response: StoredResponse, counts: OperationCounts
+        self,
+        key: CacheKey,
+        snapshot: Snapshot,
+        response: StoredResponse,
+        counts: OperationCounts,
+        named: tuple[bytes, ...] = (),
     ) -> bool | None:
         """Keep a response under the generations that it was computed under, where they were captured.
 
-        Returns False if they have changed meanwhile, and None if the store did not take it.
+        `named` are the generations of the tags that the response itself names. Returns False if one of them may have
+        changed since the capture, and None if the store did not take it.
         """
-        pairs = tuple(zip(key.generations, snapshot.generations, strict=True))
+        try:
+            pairs = await self._pairs(key, snapshot, named)
+        except StoreError:
+            return None
+        if pairs is None:
+            return False
         if snapshot.tier is Tier.REDIS and self._shared is not None:
             try:
                 kept: bool | None = await self._shared.keep(key, Entry(key.request, response, pairs))
@@ -496,6 +578,28 @@ class Entries:
                 size = len(response.body)
                 self._emitter.emit(Stored(key.operation, key.tenant, snapshot.tier, size, response.ttl))
         return kept
+
+    async def _pairs(
+        self, key: CacheKey, snapshot: Snapshot, named: tuple[bytes, ...]
+    ) -> tuple[tuple[bytes, bytes], ...] | None:
+        """Return what a response depends on, and the generations that were current before it was computed."""
+        captured = dict(zip(key.generations, snapshot.generations, strict=True))
+        where = self._shared if snapshot.tier is Tier.REDIS and self._shared is not None else self._local
+        if self._remembered.learn(key, named, lifetime=where.lifetime) and where is self._shared:
+            await self._remembered.tell(key, named, lifetime=where.lifetime)
+        unknown = tuple(name for name in named if name not in captured)
+        if unknown:
+            self._tags.used(key.tenant, unknown, lifetime=where.lifetime)
+            found = where.extend(key, unknown, snapshot)
+            tokens = found if isinstance(found, tuple | None) else await found
+            if tokens is None:
+                return None
+            captured.update(zip(unknown, tokens, strict=True))
+        return tuple((name, captured[name]) for name in dict.fromkeys((*key.generations[: key.base], *named)))
+
+    async def aclose(self) -> None:
+        """Let what is under way in the background end."""
+        await self._tags.aclose()
 
     def store_came_back(self) -> None:
         """Forget the fallback's entries: from here on the store is right again."""

@@ -302,7 +302,7 @@ def _policy(examined: Examined) -> dict[str, Any]:
         "methods": list(policy.methods),
         "statuses": list(policy.statuses),
         "vary": list(policy.vary),
-        "tags": list(policy.tags),
+        "tags": list(policy.templates),
         "version": policy.version,
         "share_authenticated": policy.share_authenticated,
     }

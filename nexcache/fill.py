@@ -59,7 +59,7 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """Another node's computation has ended: what it stored can be looked up."""
+    """A computation has ended: what it stored, if anything, can be looked up."""
 
     failed: bool = False
 
@@ -73,9 +73,10 @@ class Fill:
     """A running computation: its leader takes the messages, its followers wait for the outcome.
 
     `body` is the request's, None if it has none and nobody has looked. `decide` says whether the answer may be
-    stored, once its header fields are known; `keep` stores it, and returns why it did not; `gave_up` is told, once,
-    that nothing will be stored. `around` is entered while the app runs. After `soft_limit` seconds others wait no
-    longer; after `hard_limit` a computation whose client has left is ended.
+    stored, once its header fields are known; `keep` stores it, and returns why it did not; `shareable` says whether
+    those who wait may have it before that. `gave_up` is told, once, that nothing will be stored. `around` is entered
+    while the app runs. After `soft_limit` seconds others wait no longer; after `hard_limit` a computation whose client
+    has left is ended.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Fill:
         hard_limit: float,
         decide: Decide,
         keep: Keep,
+        shareable: Callable[[StoredResponse], bool] = lambda _: True,
         gave_up: Callable[[Unstorable | Failed], None],
         around: AbstractContextManager[None] | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class Fill:
         self._max_body = max_body
         self._decide = decide
         self._keep = keep
+        self._shareable = shareable
         self._gave_up = gave_up
         self._around = around if around is not None else nullcontext()
         loop = asyncio.get_running_loop()
@@ -287,7 +290,7 @@ class Fill:
             return None
         cost = asyncio.get_running_loop().time() - self._began
         self.complete = _stored(self._status, self._headers, body, self._ttl, cost)
-        if not self.outcome.done():
+        if not self.outcome.done() and self._shareable(self.complete):
             self.outcome.set_result(Complete(self.complete))
         return self.complete
 
@@ -298,10 +301,22 @@ class Fill:
             self.not_stored = NotStoredReason.BACKEND
             self._report("an answer could not be stored", error)
         finally:
+            if not self.outcome.done():
+                self.outcome.set_result(self._verdict(response))
             self._release()
             self._settle(Complete(response))
             # not before: an app that hears that its client has gone stops sending, and storing with it
             self._direct.set()
+
+    def _verdict(self, response: StoredResponse) -> Outcome:
+        """Say what those who waited for the attempt to store may do; they may have begun after an invalidation."""
+        match self.not_stored:
+            case None:
+                return Complete(response)
+            case NotStoredReason.TAGS:
+                return Unstorable(NotStoredReason.TAGS)
+            case _:
+                return Over()
 
     # --- the end -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ a handler may read, so that no two requests give one sequence of bytes.
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -190,6 +190,14 @@ def _without_machines(value: bytes) -> bytes:
     return b"".join(kept)
 
 
+_SHARED_TAGS: Final = 1024
+
+
+def is_own_tag(generation: bytes) -> bool:
+    """Whether a generation is that of one tag alone."""
+    return b"@tag:" in generation
+
+
 @dataclass(frozen=True, slots=True)
 class CacheKey:
     """A request's place in the store, and the generations that it depends on."""
@@ -201,7 +209,20 @@ class CacheKey:
     request: bytes
     """The canonical request that was hashed."""
     generations: tuple[bytes, ...]
-    """The keys of the generations of the tenant, the operation and the request's tags, in this order."""
+    """The keys of the generations of the tenant, the operation and the request's tags, in this order; then those
+    that earlier responses have named."""
+    tags: tuple[bytes, ...] = ()
+    """The keys of the own generations of the request's tags; one that shares its generation stands above with that."""
+
+    @property
+    def base(self) -> int:
+        """How many of the generations follow from the request alone."""
+        return 2 + len(self.tags)
+
+    @property
+    def identity(self) -> bytes:
+        """What two requests have in common that depend on the same generations."""
+        return b"".join((self.name, self.request, *self.generations[self.base :]))
 
     @property
     def hash(self) -> str:
@@ -242,8 +263,24 @@ class KeySpace:
         """Return the key of a tag's generation."""
         return self.prefix(tenant) + b"@tag:" + segment(tag)
 
+    def shared_by(self, own: bytes) -> bytes:
+        """Return the key of the generation that a tag shares with others, given that of its own."""
+        prefix, _, name = own.partition(b"@tag:")
+        number = int.from_bytes(blake2b(name, digest_size=8, key=self._secret).digest()) % _SHARED_TAGS
+        return b"%b@tags:%d" % (prefix, number)
+
+    def of_count(self, tenant: str) -> bytes:
+        """Return the key of the count of a tenant's tags."""
+        return self.prefix(tenant) + b"@count"
+
+    def covers(self, key: CacheKey, generations: Collection[bytes]) -> bool:
+        """Whether what an entry depends on includes all that the request says it must."""
+        return all(each in generations for each in key.generations[:2]) and all(
+            tag in generations or self.shared_by(tag) in generations for tag in key.tags
+        )
+
     def target_of(self, tenant: str, generation: bytes) -> str:
-        """Say in words what a generation's key stands for: `tenant`, `operation:…`, `tag:…`."""
+        """Say in words what a generation's key stands for: `tenant`, `operation:…`, `tag:…`, `tags:…` (shared)."""
         kind, found, name = generation.removeprefix(self.prefix(tenant)).removeprefix(b"@").partition(b":")
         word = {b"op": "operation"}.get(kind, kind.decode("ascii", "replace"))
         return f"{word}:{name_of(name)}" if found else word
@@ -277,16 +314,14 @@ class KeySpace:
         """Build the key of a canonical request."""
         digest = blake2b(request, digest_size=16, key=self._secret, person=b"nexcache-key").hexdigest()
         prefix = self.prefix(tenant)
+        own = tuple([prefix + b"@tag:" + segment(tag) for tag in tags])
         return CacheKey(
             tenant,
             operation,
             b"%b%b:%b" % (prefix, segment(operation), digest.encode()),
             request,
-            (
-                prefix + b"@tenant",
-                prefix + b"@op:" + segment(operation),
-                *(prefix + b"@tag:" + segment(tag) for tag in tags),
-            ),
+            (prefix + b"@tenant", prefix + b"@op:" + segment(operation), *own),
+            own,
         )
 
     def canonical(

@@ -16,17 +16,19 @@ from typing import Any, Final, Protocol, TypeAlias
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
 from nexcache.collapse import Elsewhere, Flights
 from nexcache.entries import Entries, Found, Missing, Raw
-from nexcache.errors import ConfigurationError
+from nexcache.errors import ConfigurationError, InvalidName
 from nexcache.explain import Behind, Examined
 from nexcache.fill import Complete, Failed, Fill, Outcome, Over, Overdue, Unstorable
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.generations import Snapshot
+from nexcache.invalidation.targets import check_name
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
 from nexcache.message import StoredResponse
 from nexcache.policy import Covered, Matched, Policies, Policy, TagsInvalid, covered_by, seconds, size_in_bytes
 from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target
 from nexcache.semantics import cache_status
 from nexcache.semantics.early_refresh import jittered
+from nexcache.semantics.groups import tags_in
 from nexcache.semantics.headers import first, spellings
 from nexcache.semantics.reuse import (
     NOT_MODIFIED,
@@ -353,7 +355,7 @@ class CacheMiddleware:
             await self._bypass(request, Bypass.KEY_TOO_LONG)
             return
         request.counts = cache.counts.of(request.tenant, policy.op)
-        request.key = key
+        asked = request.key = key
         refreshing = request.refreshing = scope.get(REFRESH)
         if refreshing is None:
             self._note(request, keyed)
@@ -365,6 +367,7 @@ class CacheMiddleware:
         while True:
             since = time.perf_counter()
             deadline = asyncio.get_running_loop().time() + cache.store_budget
+            key = cache.entries.known(asked)
             looked = await self._lookup(key, request.counts, deadline, since=since, anew=refreshing is not None)
             if isinstance(looked, Found) and refreshing is not None:
                 if waits or (
@@ -392,6 +395,10 @@ class CacheMiddleware:
             shared = followed < _FOLLOWS and cache.flights.waits(key)
             flight = self._flight(key, looked.generations, impatient=impatient) if shared else None
             if flight is None:
+                if looked.tier is Tier.REDIS:
+                    recalled = await cache.entries.recalled(key, deadline=deadline)
+                    if recalled is not key:
+                        key, looked = recalled, Missing(looked.tier, None)
                 captured = await self._capture(key, looked, deadline, since=since, shared=shared)
                 snapshot, lease = captured.snapshot, captured.lease
                 flight = self._flight(key, snapshot.generations, impatient=impatient) if shared else None
@@ -636,7 +643,7 @@ class CacheMiddleware:
         ):
             return here
         return await cache.flights.lookups.run(
-            key.name + key.request,
+            key.identity,
             lambda on_sent: cache.entries.lookup(key, counts, deadline=deadline, on_sent=on_sent),
             since=since,
         )
@@ -656,7 +663,7 @@ class CacheMiddleware:
                 return Captured(await capture())
             return await leases.capture(key, missing.generations, capture, deadline=deadline)
 
-        name = b"%d:%b%b" % (leases is not None, key.name, key.request)
+        name = b"%d:%b" % (leases is not None, key.identity)
         return await cache.flights.captures.run(name, call, since=since)
 
     async def _read_body(self, request: _Request) -> bytes | None:
@@ -765,11 +772,22 @@ class CacheMiddleware:
         keyed, max_body = self._keyed[index], self._max_body[index]
         began = time.perf_counter()
 
+        named: tuple[bytes, ...] | None = None
+
+        def shareable(response: StoredResponse) -> bool:
+            """Those who wait may have begun after an invalidation of what is not captured."""
+            nonlocal named
+            named = self._named(policy, key, response)
+            return named is not None and all(name in key.generations for name in named)
+
         async def keep(response: StoredResponse) -> NotStoredReason | None:
+            if named is None:
+                cache.emitter.emit(NotStored(policy.op, key.tenant, NotStoredReason.TAGS, key.hash))
+                return NotStoredReason.TAGS
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
             with span.put(policy.op) if span is not None else nullcontext():
-                kept = await cache.entries.keep(key, snapshot, response, counts)
+                kept = await cache.entries.keep(key, snapshot, response, counts, named)
             if refreshing is not None:
                 refreshing.kept = bool(kept)
             if kept:
@@ -796,6 +814,7 @@ class CacheMiddleware:
                 status, headers, statuses=policy.statuses, keyed=keyed, max_body=max_body, trailers=trailers
             ),
             keep=keep,
+            shareable=shareable,
             gave_up=gave_up,
             around=span.fill(policy.op) if span is not None else None,
         )
@@ -804,6 +823,22 @@ class CacheMiddleware:
             lease.keep(self._hard_limit[index])
             fill.on_settled(lambda outcome: lease.end(_end(outcome, fill.not_stored)))
         return fill
+
+    def _named(self, policy: Policy, key: CacheKey, response: StoredResponse) -> tuple[bytes, ...] | None:
+        """Return the generations of the tags that a response names; None: it could not be invalidated by them."""
+        try:
+            tags = set(tags_in(response.headers))
+            for derive in policy.derived:
+                found = derive(response)
+                if isinstance(found, str):
+                    raise TypeError("a tag's callable returns a list, not one string")  # noqa: TRY301 - told like others
+                tags.update(check_name("tag", tag) for tag in found)
+        except InvalidName:
+            return None
+        except Exception as error:  # noqa: BLE001 - the application's callable
+            self._cache.emitter.emit(HookFailed("tags", type(error).__name__))
+            return None
+        return self._cache.entries.named(key, tuple(sorted(tags))) if tags else ()
 
     async def _lead(self, request: _Request, fill: Fill, snapshot: Snapshot) -> None:
         """Pass the app's messages on as they come."""

@@ -9,9 +9,12 @@ from urllib.parse import unquote_to_bytes
 
 from nexcache.errors import ConfigurationError, InvalidName
 from nexcache.invalidation.targets import check_name, is_glob, to_regex
+from nexcache.message import StoredResponse
 
 Duration: TypeAlias = float | str
 Size: TypeAlias = int | str
+Derived: TypeAlias = Callable[[StoredResponse], Iterable[str]]
+"""Finds tags in a response."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])", re.IGNORECASE | re.ASCII)
@@ -198,8 +201,10 @@ class Policy:
     `path` is a template in Starlette's syntax, matched whole on the decoded path below `root_path`. `ttl` and the
     other durations are seconds or text such as `"2m"`; without `ttl` the setting `CACHE_TTL_SECONDS` applies.
     `tags` are templates filled from path parameters, then query parameters; a template whose parameter the
-    request does not have gives no tag. `vary` names request header fields that the handler reads. `window` says which
-    span times a response covers (`TimeWindow`).
+    request does not have gives no tag; or callables that are given the complete response (`StoredResponse`) and return
+    tags. A response can also name tags itself: with `Cache-Groups` (RFC 9875), `Surrogate-Key` or `Cache-Tag`.
+    `vary` names request header fields that the handler reads. `window` says which span times a response covers
+    (`TimeWindow`).
 
     Each entry lives up to the part `jitter` shorter than `ttl`, so that what was stored together does not end together.
     With `early_refresh` a hit shortly before the end has the answer computed again in the background. After
@@ -215,7 +220,7 @@ class Policy:
     statuses: Sequence[int] = (200,)
     vary: Sequence[str] = ()
     query: Query | None = None
-    tags: Sequence[str] = ()
+    tags: Sequence[str | Derived] = ()
     max_body: Size = "1MiB"
     share_authenticated: bool = False
     window: Window | None = None
@@ -224,6 +229,8 @@ class Policy:
     jitter: float = 0.1
     fill_soft_limit: Duration = "30s"
     fill_hard_limit: Duration = "60s"
+    derived: tuple[Derived, ...] = field(init=False, repr=False, compare=False, default=())
+    """The callables among the tags, which have left `tags`."""
     shape: bytes = field(init=False, repr=False, compare=False, default=b"")
     """What is keyed beside the path: a policy that learns of another parameter finds no entry of its former self."""
 
@@ -264,7 +271,8 @@ class Policy:
         object.__setattr__(self, "vary", _varied(self.vary, where))
         if self.query is not None and not isinstance(self.query, Query):
             raise ConfigurationError(f"{where}: query takes Query(allow=…) or Query(ignore=…)")
-        object.__setattr__(self, "tags", tuple(self.tags))
+        object.__setattr__(self, "derived", tuple(tag for tag in self.tags if callable(tag)))
+        object.__setattr__(self, "tags", tuple(tag for tag in self.tags if not callable(tag)))
         if len(self.tags) > _MOST_TAGS:
             raise ConfigurationError(f"{where}: more than {_MOST_TAGS} tags")
         for template in self.tags:
@@ -277,6 +285,11 @@ class Policy:
         rule = None if self.query is None else (self.query.allow, self.query.ignore)
         shape: tuple[object, ...] = (self.vary, rule) if self.window is None else (self.vary, rule, repr(self.window))
         object.__setattr__(self, "shape", ascii(shape).encode())
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The tags that follow from the request."""
+        return tuple(tag for tag in self.tags if isinstance(tag, str))
 
     def _check_window(self, window: Window, parameters: Collection[str], where: str) -> None:
         if not callable(getattr(window, "covered", None)):
@@ -326,14 +339,14 @@ class TagsInvalid:
 
 def tags_of(policy: Policy, parameters: Mapping[str, str], query: bytes) -> tuple[str, ...] | TagsInvalid:
     """Fill a policy's tag templates from a request; sorted, without repetition."""
-    return _filled(policy.tags, parameters, query)
+    return _filled(policy.templates, parameters, query)
 
 
 def covered_by(
     policy: Policy, parameters: Mapping[str, str], query: bytes, *, ttl: float, now: float
 ) -> Covered | TagsInvalid:
     """Fill a policy's tag templates from a request, and ask its window, if it has one, what the response covers."""
-    tags = _filled(policy.tags, parameters, query)
+    tags = _filled(policy.templates, parameters, query)
     if policy.window is None or isinstance(tags, TagsInvalid):
         return tags if isinstance(tags, TagsInvalid) else Covered(query, tags, ttl)
     timelines = _filled((policy.window.of,), parameters, query)

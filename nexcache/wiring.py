@@ -15,6 +15,7 @@ from nexcache.explain import Explainer, Reasons
 from nexcache.fill_lease import FillLeases
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
+from nexcache.invalidation.tags import LiveTags, Remembered
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
 from nexcache.rate_limit import LocalCounts, Scripted
@@ -108,6 +109,7 @@ def build(
         generations = (local_generations, shared_generations)
         shared = Shared(
             store=store,
+            keys=keys,
             generations=shared_generations,
             codec=codec,
             emitter=emitter,
@@ -124,7 +126,11 @@ def build(
                 clock=coherence.view.clock,
             )
     held = l1 if l1 is not None else memory
+    live = LiveTags(keys, most=settings.max_tags, shared=store)
     entries = Entries(
+        keys=keys,
+        tags=live,
+        remembered=Remembered(shared=store),
         local=Local(memory=memory, store=local, generations=local_generations),
         shared=shared,
         l1=l1,

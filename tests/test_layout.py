@@ -24,6 +24,7 @@ LAYERS: Final = {
         semantics.cache_control
         semantics.cache_status
         semantics.storing
+        semantics.groups
         semantics.reuse
         semantics.early_refresh
         semantics.validation
@@ -57,6 +58,7 @@ LAYERS: Final = {
         stores.faults
         invalidation.apply
         invalidation.generations
+        invalidation.tags
         invalidation.backplane
         invalidation.coherence
         invalidation.view
@@ -144,7 +146,8 @@ OWNERS: Final = {
     "pydantic": frozenset(("settings", "fastapi")),
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
-    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "fill_lease")),
+    "msgpack": frozenset(("stores.codec", "invalidation.backplane", "invalidation.tags", "fill_lease")),
+    "http_sf": frozenset(("semantics.groups",)),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),

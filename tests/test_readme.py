@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,13 +99,17 @@ def test_a_curl_line_gives_the_answer_below_it(demo: tuple[str, int], command: s
     key, port = demo
     pattern = re.escape(expected.strip()).replace("…", ".+?").replace(r"\ ", r"\s*")
 
-    answer = subprocess.run(
-        ["bash", "-c", command.replace("127.0.0.1:8080", f"127.0.0.1:{port}")],
-        env={**os.environ, "KEY": key},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
+    for _ in range(20):
+        answer = subprocess.run(
+            ["bash", "-c", command.replace("127.0.0.1:8080", f"127.0.0.1:{port}")],
+            env={**os.environ, "KEY": key},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        if '"slow"' not in answer.stdout:  # the machine is busy with other tests, and health says so
+            break
+        time.sleep(0.2)
 
     assert re.fullmatch(pattern, answer.stdout.strip(), re.DOTALL), answer.stdout

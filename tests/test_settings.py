@@ -81,6 +81,7 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_L1_ENABLED", "no", "l1_enabled", False),
         ("CACHE_L1_LEASE_MS", "100", "l1_lease_ms", 100.0),
         ("CACHE_FALLBACK_TTL_SECONDS", "0", "fallback_ttl_seconds", 0.0),
+        ("CACHE_MAX_TAGS", "50", "max_tags", 50),
         ("CACHE_FAILOVER", "trust", "failover", "trust"),
         ("CACHE_OP_TIMEOUT_MS", "12.5", "op_timeout_ms", 12.5),
         ("CACHE_NAMESPACE_VERSION", "v2", "namespace_version", "v2"),

@@ -14,7 +14,7 @@ _PLACEHOLDER: Final = re.compile(r"\{[^{}]*\}")
 def faults(rules: Sequence[IngestRule], policies: Sequence[Policy]) -> list[str]:
     """Return what does not fit, each in a sentence that says what to do; nothing if all is well."""
     operations = sorted({policy.op for policy in policies})
-    tags = {tag for policy in policies for tag in policy.tags}
+    tags = {tag for policy in policies for tag in policy.templates}
     timelines = {policy.window.of for policy in policies if policy.window is not None}
     found = []
     for number, rule in enumerate(rules, 1):
@@ -46,7 +46,7 @@ def _reached(policy: Policy, timeline: str, rules: Iterable[IngestRule]) -> bool
     return any(
         any(may_meet(each, timeline) for each in rule.windows)
         or any(matches(name, policy.op) for name in rule.ops)
-        or any(may_meet(tag, own) for tag in rule.tags for own in policy.tags)
+        or any(may_meet(tag, own) for tag in rule.tags for own in policy.templates)
         for rule in rules
     )
 

@@ -255,9 +255,11 @@ class Invalidations:
 
     def _tokens(self, tenant: str, names: frozenset[str], tags: frozenset[str]) -> tuple[bytes, ...]:
         keys = self._keys
+        own = [keys.of_tag(tenant, tag) for tag in sorted(tags)]
         return (
             *(keys.of_tenant(tenant) if name == "*" else keys.of_operation(tenant, name) for name in sorted(names)),
-            *(keys.of_tag(tenant, tag) for tag in sorted(tags)),
+            *own,
+            *dict.fromkeys(keys.shared_by(each) for each in own),  # which of both an entry depends on, nobody knows
             keys.of_any(tenant),
         )
 

@@ -110,6 +110,38 @@ class Generations:
                     await asyncio.sleep(_LOOK)
             await self._store.restore_sentinel(registry, token, ttl_ms=self.ttl_ms, deadline=deadline)
 
+    async def extend(
+        self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot, *, deadline: float | None = None
+    ) -> tuple[bytes, ...] | None:
+        """Read the generations of tags that became known only now; None if they may be younger than the answer.
+
+        Created and read first, then compared with the one that every invalidation changes: had one of these tags
+        been invalidated since the snapshot, it would be another. Raises StoreError.
+        """
+        names = (*names, self._keys.of_any(key.tenant))
+        captured = await self._store.capture(
+            names,
+            registry=self._keys.registry(key.tenant),
+            operation=segment(key.operation),
+            ttl_ms=self.ttl_ms,
+            deadline=deadline,
+        )
+        if self._observe is not None:
+            self._observe(names, Reading(captured.tokens, captured.epoch, captured.sent_at))
+        return _same(snapshot, captured)
+
+    def extend_now(
+        self, store: MemoryStore, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot
+    ) -> tuple[bytes, ...] | None:
+        """Do what `extend` does, in this process's memory and without waiting."""
+        captured = store.capture_now(
+            (*names, self._keys.of_any(key.tenant)),
+            registry=self._keys.registry(key.tenant),
+            operation=segment(key.operation),
+            ttl_ms=self.ttl_ms,
+        )
+        return _same(snapshot, captured)
+
     def capture_now(self, store: MemoryStore, key: CacheKey) -> Snapshot:
         """Do what `capture` does, in this process's memory and without waiting."""
         tokens = self._tokens(key)
@@ -130,6 +162,12 @@ class Generations:
 def seen(token: bytes | None, epoch: bytes) -> bytes | None:
     """Return a generation as a reader sees it: with the epoch of the server that it was read from."""
     return None if token is None else token + epoch
+
+
+def _same(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
+    found = [seen(token, captured.epoch) for token in captured.tokens]
+    known = tuple(token for token in found if token is not None)
+    return known[:-1] if len(known) == len(found) and known[-1] == snapshot.any else None
 
 
 def _snapshot(tier: Tier, captured: Capture) -> Snapshot | None:

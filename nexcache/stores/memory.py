@@ -154,6 +154,11 @@ class Bounded(Generic[Value]):
         item = self._item(key)
         return item.size if item is not None else 0
 
+    def held_by(self, key: bytes) -> int:
+        """Return how many items the owner of this key holds."""
+        share = self._shares.get(self._owner(key))
+        return len(share.items) if share is not None else 0
+
     def remaining(self, key: bytes) -> float:
         """Return the seconds for which an item will still be held; 0 where there is none."""
         item = self._item(key)

@@ -276,6 +276,14 @@ class RedisCommands(ABC):
         (flat,), _ = await self._call("stats", (("HGETALL", key),), deadline=None, waited_for=False)
         return {name: int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
+    async def distinct(self, key: bytes, names: Sequence[bytes], *, ttl_ms: int) -> int:
+        """Count with PFADD and PFCOUNT, to about one in a hundred; begins anew `ttl_ms` after its first name."""
+        commands: Sequence[Command] = (("PFADD", key, *names), ("PFCOUNT", key), ("PTTL", key))
+        (_, number, left), _ = await self._call("stats", commands, deadline=None, waited_for=False)
+        if left < 0:
+            await self._call("stats", (("PEXPIRE", key, ttl_ms),), deadline=None, waited_for=False)
+        return int(number)
+
     async def usage(self, prefix: bytes, *, most: int) -> Usage:
         """Count with SCAN, in steps that hold up nobody; beyond `most` keys the rest is projected."""
         pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"

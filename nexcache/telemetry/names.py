@@ -66,6 +66,7 @@ class NotStoredReason(StrEnum):
     EVENT_STREAM = "event-stream"
     UNBUFFERED = "unbuffered"
     METHOD = "method"
+    TAGS = "tags"
     INVALIDATED = "invalidated"
     BACKEND = "backend"
 

@@ -269,6 +269,7 @@ async def test_a_glob_that_could_not_be_resolved_is_queued_as_the_whole_tenant(
         assert set(shared.invalidations._queue["acme"]) == {
             shared.keys.of_tenant("acme"),
             shared.keys.of_tag("acme", "a"),
+            shared.keys.shared_by(shared.keys.of_tag("acme", "a")),
             shared.keys.of_any("acme"),
         }
 

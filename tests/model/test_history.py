@@ -20,7 +20,7 @@ from nexcache.collapse import Flights
 from nexcache.entries import Entries, Missing, Shared
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import CacheKey
-from nexcache.message import Entry, StoredResponse
+from nexcache.message import Entry
 
 REQUESTS: Final = 3_000
 READERS: Final = 16
@@ -244,9 +244,9 @@ async def test_no_request_is_answered_from_before_an_acknowledged_invalidation(
 def captured_after_the_computation(patch: pytest.MonkeyPatch) -> None:
     keep = Entries.keep
 
-    async def late(self: Entries, key: CacheKey, snapshot: Snapshot, response: StoredResponse, counts: Any) -> Any:
+    async def late(self: Entries, key: CacheKey, snapshot: Snapshot, *kept: Any) -> Any:
         again = await self.capture(key, Missing(snapshot.tier, None), deadline=None)
-        return await keep(self, key, again, response, counts)
+        return await keep(self, key, again, *kept)
 
     patch.setattr(Entries, "keep", late)
 
