@@ -215,6 +215,7 @@ class NexCache:
         operation: str | None = None,
         *,
         tags: Sequence[str] = (),
+        soft: bool = False,
         wait: Literal["fast", "strict"] = "fast",
     ) -> Invalidation:
         """Make everything that depends on the targets a miss, at a cost that does not depend on its number.
@@ -222,15 +223,16 @@ class NexCache:
         `operation` is a name or a glob, `"*"` the whole tenant; with `tags` it is the union. Once it is
         acknowledged, no request that starts later is answered from data captured before; with `wait="fast"` the
         memories of other nodes may lag behind by their lease (`CACHE_L1_LEASE_MS`), usually by a few milliseconds,
-        with `"strict"` they may not. Raises InvalidName for a bad name and ValueError for no target, never for the
-        store: see `Invalidation`.
+        with `"strict"` they may not. With `soft`, responses of policies with `stale_while_revalidate` may be served for
+        that long yet, while they are computed anew. Raises InvalidName for a bad name and ValueError for no target,
+        never for the store: see `Invalidation`.
         """
         if isinstance(tags, str):
             raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
         if wait not in ("fast", "strict"):
             raise ValueError(f'wait is "fast" or "strict", not {wait!a}')
         targets = Targets.of(() if operation is None else (operation,), tags)
-        return await self.invalidate_targets(tenant, targets, trigger=Trigger.API, strict=wait == "strict")
+        return await self.invalidate_targets(tenant, targets, trigger=Trigger.API, strict=wait == "strict", soft=soft)
 
     async def invalidate_targets(
         self,
@@ -239,10 +241,13 @@ class NexCache:
         *,
         trigger: Trigger,
         strict: bool = False,
+        soft: bool = False,
         links: Sequence[object] = (),
     ) -> Invalidation:
         """Do what `invalidate` does for targets that were collected elsewhere; `links` says by which requests."""
-        return await self._parts.invalidations.apply(tenant, targets, trigger=trigger, strict=strict, links=links)
+        return await self._parts.invalidations.apply(
+            tenant, targets, trigger=trigger, strict=strict, soft=soft, links=links
+        )
 
     async def preview(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Preview:
         """Say what `invalidate` with these targets would reach, by operation and tag, and change nothing.

@@ -4,6 +4,7 @@ Without a store the memory is the cache. With one, the memory is only the fallba
 it then serves what this process itself has filled, for a short time, under generations of its own.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from nexcache.semantics.reuse import Prepared, prepare, time_to_live
 from nexcache.stores.base import LeaseOffer, Reading, Store
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
+from nexcache.stores.tokens import CLOCK, stale_since
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
 from nexcache.telemetry.names import Result, Tier
@@ -47,6 +49,17 @@ class Currency(Protocol):
 
     def good_until(self, generations: Iterable[tuple[bytes, bytes]]) -> float | None:
         """Return until when (on the entries' clock) they may be relied on; 0 if one changed, None if not known."""
+
+
+class Ages(Protocol):
+    """Tells for how long something has been stale that was invalidated softly."""
+
+    @property
+    def now(self) -> int:
+        """The clock of these generations, in milliseconds."""
+
+    def stale_since(self, generations: Iterable[tuple[bytes, bytes]], captured: int) -> int | None:
+        """Return since when on that clock; None: it was invalidated for good."""
 
 
 class Live:
@@ -75,6 +88,8 @@ class Found:
     prepared: Prepared
     tier: Tier
     live: Live | None = None
+    stale: float | None = None
+    """Seconds since its time was over or it was invalidated softly; None: it is fresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +134,11 @@ class Memory:
         max_entries: int,
         tier: Tier,
         emitter: Emitter,
+        ages: Ages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._generations = generations
+        self._ages = ages
         self._emitter = emitter
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
@@ -172,6 +189,23 @@ class Memory:
             return Found(live.prepared, self.tier, live)
         return None
 
+    def stale(self, key: CacheKey) -> Found | None:
+        """Return what there is of a key that may be served stale, and since when it is."""
+        live = self._entries.peek(key.name)
+        if live is None or live.entry.request != key.request:
+            return None
+        seconds = self._stale_for(live)
+        return None if seconds is None else Found(live.prepared, self.tier, None, seconds)
+
+    def _stale_for(self, live: Live) -> float | None:
+        """Say for how long an entry has been stale; None: it may not be served at all."""
+        if self._ages is None or live.entry.response.kept_on <= 0:
+            return None
+        since = self._ages.stale_since(live.entry.generations, live.entry.captured)
+        if since is None:
+            return None
+        return max(0.0, self._clock() - live.expires_at, ((self._ages.now - since) % CLOCK) / 1000)
+
     def alias(self, raw: Raw, live: Live) -> None:
         """Remember that this raw request is answered by this entry."""
         if len(live.aliases) < _MOST_ALIASES and raw not in self._aliases and self._entries.peek(live.name) is live:
@@ -183,7 +217,8 @@ class Memory:
         """Keep an entry until its time is over or its room is needed; None if it is too large."""
         self._forget(self._entries.pop(key.name))
         live = Live(key.name, entry, self._clock() + lifetime, counts, ready(entry.response))
-        return live if self._entries.put(key.name, live, size=entry.size, lifetime=lifetime) else None
+        held = lifetime if self._ages is None else lifetime + entry.response.kept_on
+        return live if self._entries.put(key.name, live, size=entry.size, lifetime=held) else None
 
     def clear(self) -> None:
         """Forget every entry."""
@@ -212,7 +247,8 @@ class Memory:
                 live.good_until = min(good_until, live.expires_at, now + _CHECKED_FOR)
                 self._entries.touch(live.name)
                 return True
-        self._forget(self._entries.pop(live.name))
+        if self._stale_for(live) is None:
+            self._forget(self._entries.pop(live.name))
         return False
 
     def _left(self, reason: str, live: Live) -> None:
@@ -238,10 +274,12 @@ class Local:
         """Seconds for which a generation lives from its last capture."""
         return self._generations.ttl_ms / 1000
 
-    def lookup(self, key: CacheKey) -> Found | Missing:
-        """Look an entry up by its key."""
+    def lookup(self, key: CacheKey, stale_for: float = 0.0) -> Found | Missing:
+        """Look an entry up by its key, one that is stale for no longer than this included."""
         found = self.memory.lookup(key)
-        if found is not None:
+        if found is None and stale_for > 0:
+            found = self.memory.stale(key)
+        if found is not None and (found.stale is None or found.stale < stale_for):
             return found
         tokens = [self._store.peek(generation) for generation in key.generations]
         known = tuple(token for token in tokens if token is not None)
@@ -256,7 +294,7 @@ class Local:
     def capture(self, key: CacheKey) -> Snapshot:
         """Capture the generations of a key in this process."""
         snapshot = self._generations.capture_now(self._store, key)
-        return Snapshot(self.memory.tier, snapshot.generations, snapshot.any)
+        return replace(snapshot, tier=self.memory.tier)
 
     def extend(self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot) -> tuple[bytes, ...] | None:
         """Read the generations of tags that became known only now; None if they may have changed meanwhile."""
@@ -264,7 +302,9 @@ class Local:
 
     def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> bool | None:
         """Keep an entry unless its generations have changed (False), or it is too large (None)."""
-        if not self._store.current(entry.generations):
+        if not self._store.current(entry.generations) and (
+            entry.response.kept_on <= 0 or self._store.stale_since(entry.generations, entry.captured) is None
+        ):
             return False
         return True if self.memory.keep(key, entry, counts, lifetime=entry.response.ttl) else None
 
@@ -304,10 +344,20 @@ class Shared:
         return self._generations.ttl_ms / 1000
 
     async def lookup(
-        self, key: CacheKey, *, deadline: float | None, on_sent: Callable[[], None] | None = None
-    ) -> Entry | Missing:
-        """Fetch an entry and its generations in one round trip; raises StoreError."""
-        reading = await self._store.read((key.name, *key.generations), deadline=deadline, on_sent=on_sent)
+        self,
+        key: CacheKey,
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None = None,
+        stale_for: float = 0.0,
+    ) -> tuple[Entry, float | None] | Missing:
+        """Fetch an entry and its generations in one round trip; raises StoreError.
+
+        Returns also for how long it has been stale, None if it is fresh; never one that has been for longer than
+        `stale_for`.
+        """
+        names = (key.name, *key.generations)
+        reading = await self._store.read(names, deadline=deadline, on_sent=on_sent, timed=stale_for > 0)
         value, *tokens = reading.values
         self._observe(key.generations, Reading(tokens, reading.epoch, reading.sent_at))
         current = {name: seen(token, reading.epoch) for name, token in zip(key.generations, tokens, strict=True)}
@@ -315,28 +365,46 @@ class Shared:
             entry = self._codec.decode(key.name, value, await self._seal(key.tenant, deadline))
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
-            elif entry.request == key.request and await self._is_current(key, entry, current, deadline):
-                return entry
+            elif entry.request == key.request:
+                stale = await self._stale(key, entry, current, deadline, reading.now)
+                if stale is None or stale < stale_for:
+                    return entry, stale
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
 
-    async def _is_current(
-        self, key: CacheKey, entry: Entry, current: Mapping[bytes, bytes | None], deadline: float | None
-    ) -> bool:
-        """Whether an entry depends on what it must, and none of that has changed; more may have to be read."""
+    async def _stale(
+        self,
+        key: CacheKey,
+        entry: Entry,
+        current: dict[bytes, bytes | None],
+        deadline: float | None,
+        now: int | None,
+    ) -> float | None:
+        """Return for how many seconds an entry has been stale, None if it is fresh; more may have to be read.
+
+        Infinite for one that does not depend on what it must, and for one that was invalidated for good; without
+        the store's clock for any that is not fresh.
+        """
         depends = dict(entry.generations)
-        if not self._keys.covers(key, depends) or any(
-            current.get(name, token) != token for name, token in depends.items()
-        ):
-            return False
+        if not self._keys.covers(key, depends):
+            return math.inf
         unread = [name for name in depends if name not in current]
         if unread:  # tags that its response named, and that this process had not heard of
             reading = await self._store.read(unread, deadline=deadline)
             self._observe(unread, reading)
-            return all(
-                seen(token, reading.epoch) == depends[name] for name, token in zip(unread, reading.values, strict=True)
+            current.update(
+                {name: seen(token, reading.epoch) for name, token in zip(unread, reading.values, strict=True)}
             )
-        return True
+        overdue = time.time() - entry.response.stored_at - entry.response.ttl if entry.response.kept_on > 0 else 0.0
+        stale = overdue if overdue > 0 else None
+        for name, token in depends.items():
+            found = current[name]
+            if found != token:
+                since = None if found is None else stale_since(token, found, entry.captured)
+                if since is None or now is None or entry.response.kept_on <= 0:
+                    return math.inf
+                stale = max(stale or 0.0, ((now - since) % CLOCK) / 1000)
+        return stale
 
     async def inspect(self, key: CacheKey) -> Inspection:
         """Say what is held for a key, and change nothing; raises StoreError."""
@@ -380,9 +448,15 @@ class Shared:
         reading = await self._store.read(names)
         self._observe(names, reading)
         tokens = [seen(token, reading.epoch) for token in reading.values]
-        if tokens != [token for _, token in entry.generations]:
+        if tokens != [token for _, token in entry.generations] and not (
+            entry.response.kept_on > 0
+            and all(  # invalidated softly meanwhile: better than what it replaces, and stale from the start
+                new is not None and (new == old or stale_since(old, new, entry.captured) is not None)
+                for new, (_, old) in zip(tokens, entry.generations, strict=True)
+            )
+        ):
             return False
-        ttl_ms = int(min(entry.response.ttl, LONGEST) * 1000)
+        ttl_ms = int(min(entry.response.ttl + entry.response.kept_on, LONGEST) * 1000)
         value = self._codec.encode(key.name, entry, await self._seal(key.tenant))
         await self._store.write(key.name, value, ttl_ms=ttl_ms)
         return True
@@ -452,13 +526,13 @@ class Entries:
         mapped = [self._tags.generation(key.tenant, each) for each in own if each not in key.tags]
         return tuple(dict.fromkeys(mapped))
 
-    def lookup_here(self, key: CacheKey) -> Found | Missing | None:
+    def lookup_here(self, key: CacheKey, stale_for: float = 0.0) -> Found | Missing | None:
         """Look an entry up in this process; None: what the store says must be asked for.
 
         A Missing says under which generations a computation may be joined without asking.
         """
         if self._shared is None:
-            return self._local.lookup(key)
+            return self._local.lookup(key, stale_for)
         if self._l1 is None or self._view is None:
             return None
         found = self._l1.lookup(key)
@@ -475,29 +549,32 @@ class Entries:
         *,
         deadline: float | None,
         on_sent: Callable[[], None] | None = None,
+        stale_for: float = 0.0,
     ) -> Found | Missing:
-        """Look an entry up; never raises for the store."""
+        """Look an entry up, one that has been stale for less than `stale_for` included; never raises for the store."""
         if self._shared is None:
-            return self._local.lookup(key)
+            return self._local.lookup(key, stale_for)
         started = time.perf_counter()
         found: Found | Missing
         try:
             failures = self._invalidations.failures
             if self._invalidations.queued and not await self._invalidations.caught_up(key.tenant, deadline=deadline):
                 return self._local.lookup(key)
-            looked = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent)
+            looked = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent, stale_for=stale_for)
             if self._invalidations.failures != failures:  # what was read may be what was invalidated meanwhile
                 return self._local.lookup(key)
             if self._local.memory.size[0]:
                 self.store_came_back()
-            if isinstance(looked, Entry):
-                if len(looked.generations) > key.base:
-                    named = tuple([name for name, _ in looked.generations[key.base :]])
-                    self._remembered.learn(key, named, lifetime=self._shared.lifetime)
-                live = self._keep_here(key, looked, counts)
-                found = Found(live.prepared if live is not None else ready(looked.response), Tier.REDIS, live)
-            else:
+            if isinstance(looked, Missing):
                 found = looked
+            else:
+                entry, stale = looked
+                if len(entry.generations) > key.base:
+                    named = tuple([name for name, _ in entry.generations[key.base :]])
+                    self._remembered.learn(key, named, lifetime=self._shared.lifetime)
+                live = self._keep_here(key, entry, counts) if stale is None else None
+                prepared = live.prepared if live is not None else ready(entry.response)
+                found = Found(prepared, Tier.REDIS, live, stale)
         except StoreError:
             found = self._local.lookup(key)
         if self._emitter.hears(LookedUp):
@@ -559,19 +636,20 @@ class Entries:
             return None
         if pairs is None:
             return False
+        entry = Entry(key.request, response, pairs, snapshot.captured)
         if snapshot.tier is Tier.REDIS and self._shared is not None:
             try:
-                kept: bool | None = await self._shared.keep(key, Entry(key.request, response, pairs))
+                kept: bool | None = await self._shared.keep(key, entry)
             except StoreError:
                 return None
             if kept:
-                self._keep_here(key, Entry(key.request, response, pairs), counts)
+                self._keep_here(key, entry, counts)
         else:
             if self._shared is not None:
                 if self._fallback_ttl <= 0:
                     return None
-                response = _shortened(response, self._fallback_ttl)
-            kept = self._local.keep(key, Entry(key.request, response, pairs), counts)
+                entry = replace(entry, response=_shortened(response, self._fallback_ttl))
+            kept = self._local.keep(key, entry, counts)
         if kept:
             counts.stored(snapshot.tier)
             if self._emitter.hears(Stored):
@@ -620,7 +698,7 @@ def _depended_on(key: CacheKey, entry: Entry | None) -> tuple[bytes, ...]:
 
 
 def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
-    return replace(response, ttl=min(response.ttl, ttl))
+    return replace(response, ttl=min(response.ttl, ttl), kept_on=0.0)
 
 
 def ready(response: StoredResponse) -> Prepared:

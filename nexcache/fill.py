@@ -87,6 +87,7 @@ class Fill:
         receive: Receive,
         body: bytes | None,
         ttl: float,
+        kept_on: float = 0.0,
         max_body: int,
         soft_limit: float,
         hard_limit: float,
@@ -101,6 +102,7 @@ class Fill:
         self._client = receive
         self._body = body
         self._ttl = ttl
+        self._kept_on = kept_on
         self._max_body = max_body
         self._decide = decide
         self._keep = keep
@@ -139,6 +141,11 @@ class Fill:
         self._leave: asyncio.TimerHandle | None = None
         self._overdue = loop.call_later(soft_limit, self._release, Overdue())
         self.task = loop.create_task(self._run(), name="nexcache-fill")
+
+    @property
+    def started(self) -> bool:
+        """Whether the answer has begun."""
+        return self._headers is not None
 
     # --- the leader's side -------------------------------------------------------------------------------
 
@@ -289,7 +296,7 @@ class Fill:
             self._give_up(NotStoredReason.TRUNCATED)
             return None
         cost = asyncio.get_running_loop().time() - self._began
-        self.complete = _stored(self._status, self._headers, body, self._ttl, cost)
+        self.complete = _stored(self._status, self._headers, body, ttl=self._ttl, cost=cost, kept_on=self._kept_on)
         if not self.outcome.done() and self._shareable(self.complete):
             self.outcome.set_result(Complete(self.complete))
         return self.complete
@@ -367,7 +374,7 @@ class Fill:
             self._news.set_result(None)
 
 
-def _stored(status: int, headers: Headers, body: bytes, ttl: float, cost: float) -> StoredResponse:
+def _stored(status: int, headers: Headers, body: bytes, *, ttl: float, cost: float, kept_on: float) -> StoredResponse:
     kept = tuple((name, value) for name, value in end_to_end(headers) if name not in (b"content-length", b"age"))
     etag = first(headers, b"etag")
     if etag is None:
@@ -377,4 +384,4 @@ def _stored(status: int, headers: Headers, body: bytes, ttl: float, cost: float)
         kept = (*kept, (b"content-length", b"%d" % len(body)))
     age = first(headers, b"age") or b""
     initial = int(age) if age.isdigit() and len(age) < 10 else 0  # noqa: PLR2004
-    return StoredResponse(status, kept, body, etag, time.time(), ttl, initial, cost)
+    return StoredResponse(status, kept, body, etag, time.time(), ttl, initial, cost, kept_on)

@@ -23,6 +23,8 @@ class StoredResponse:
     """The age in seconds that it already had when the app sent it (RFC 9111 §4.2.3)."""
     cost: float = 0.0
     """Seconds that computing it took; 0 where that is not known."""
+    kept_on: float = 0.0
+    """Seconds after the end of `ttl` for which it is kept, to be served stale where a policy says so."""
 
     @property
     def size(self) -> int:
@@ -39,6 +41,8 @@ class Entry:
     response: StoredResponse
     generations: tuple[tuple[bytes, bytes], ...]
     """Pairs of a generation's key and the token (with its epoch) that was current before the response was computed."""
+    captured: int = 0
+    """When they were, by the store's clock."""
 
     @property
     def size(self) -> int:

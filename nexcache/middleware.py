@@ -131,6 +131,7 @@ class _Request:
         "ended",
         "if_none_match",
         "index",
+        "instead",
         "key",
         "matched",
         "method",
@@ -169,6 +170,8 @@ class _Request:
         self.key: CacheKey | None = None
         self.span: RequestSpan | None = None
         self.refreshing: Refreshing | None = None
+        self.instead: Prepared | None = None
+        """What is stored, and stale, and may be sent if the app fails."""
         self.counts: OperationCounts
         self.ended = False
 
@@ -208,6 +211,8 @@ class CacheMiddleware:
         self._ttl = [cache.ttl_of(policy) for policy in self._policies.all]
         self._soft_limit = [seconds(policy.fill_soft_limit) for policy in self._policies.all]
         self._hard_limit = [seconds(policy.fill_hard_limit) for policy in self._policies.all]
+        self._revalidate = [seconds(policy.stale_while_revalidate) for policy in self._policies.all]
+        self._on_error = [seconds(policy.stale_if_error) for policy in self._policies.all]
         self._watched = [self._headers.watched(policy) for policy in self._policies.all]
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
@@ -362,13 +367,16 @@ class CacheMiddleware:
         elif refreshing.tenant != request.tenant:
             return
         first = cache.entries.first
+        stale_for = max(self._revalidate[request.index], self._on_error[request.index]) if refreshing is None else 0.0
         followed = waits = 0
         impatient = False
         while True:
             since = time.perf_counter()
             deadline = asyncio.get_running_loop().time() + cache.store_budget
             key = cache.entries.known(asked)
-            looked = await self._lookup(key, request.counts, deadline, since=since, anew=refreshing is not None)
+            looked = await self._lookup(
+                key, request.counts, deadline, since=since, anew=refreshing is not None, stale_for=stale_for
+            )
             if isinstance(looked, Found) and refreshing is not None:
                 if waits or (
                     refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces
@@ -379,6 +387,12 @@ class CacheMiddleware:
                     refreshing.kept = True
                     return
                 looked = Missing(looked.tier, None)  # computed anew, whatever is stored
+            if isinstance(looked, Found) and looked.stale is not None:
+                if looked.stale < self._revalidate[request.index]:
+                    await self._hit(request, looked.prepared, looked.tier, key.name, stale=True)
+                    return
+                request.instead = looked.prepared  # should the app fail
+                looked = Missing(looked.tier, None)
             if isinstance(looked, Found):
                 if looked.live is not None and first is not None:
                     first.alias(raw, looked.live)
@@ -426,6 +440,9 @@ class CacheMiddleware:
                     followed += 1
                     impatient = True
                 case Failed():
+                    if request.instead is not None:
+                        await self._send_instead(request, request.instead)
+                        return
                     followed += 1
                 case Unstorable():
                     followed = _FOLLOWS
@@ -631,11 +648,18 @@ class CacheMiddleware:
         )
 
     async def _lookup(
-        self, key: CacheKey, counts: OperationCounts, deadline: float, *, since: float, anew: bool
+        self,
+        key: CacheKey,
+        counts: OperationCounts,
+        deadline: float,
+        *,
+        since: float,
+        anew: bool,
+        stale_for: float,
     ) -> Found | Missing:
         """Look for an entry; `anew`: past this process's memory, for what other nodes have stored since."""
         cache = self._cache
-        here = cache.entries.lookup_here(key)
+        here = cache.entries.lookup_here(key, stale_for)
         if isinstance(here, Found) and (not anew or cache.entries.in_process):
             return here
         if isinstance(here, Missing) and (
@@ -643,8 +667,8 @@ class CacheMiddleware:
         ):
             return here
         return await cache.flights.lookups.run(
-            key.identity,
-            lambda on_sent: cache.entries.lookup(key, counts, deadline=deadline, on_sent=on_sent),
+            b"%b%b" % (b"" if stale_for > 0 else b"fresh:", key.identity),
+            lambda on_sent: cache.entries.lookup(key, counts, deadline=deadline, on_sent=on_sent, stale_for=stale_for),
             since=since,
         )
 
@@ -686,15 +710,19 @@ class CacheMiddleware:
 
     # --- the four ways to answer ---------------------------------------------------------------------------
 
-    async def _hit(self, request: _Request, prepared: Prepared, tier: Tier, name: bytes) -> None:
-        """Send a stored response: the path that all is arranged for, without a task, a timer or a copy of the body."""
+    async def _hit(
+        self, request: _Request, prepared: Prepared, tier: Tier, name: bytes, *, stale: bool = False
+    ) -> None:
+        """Send a stored response, without a task, a timer or a copy of the body."""
         now = time.time()
-        prepared.bring_up(now, tier)
+        prepared.bring_up(now, "stale" if stale else tier)
         start, body = answer(
             prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
         )
         counts = request.counts
-        if tier is Tier.MEMORY:
+        if stale:
+            counts.stale += 1
+        elif tier is Tier.MEMORY:
             counts.memory_hits += 1
         elif tier is Tier.REDIS:
             counts.redis_hits += 1
@@ -709,7 +737,7 @@ class CacheMiddleware:
                 Answered(
                     request.operation,
                     request.tenant,
-                    Result.HIT,
+                    Result.STALE if stale else Result.HIT,
                     tier,
                     key_hash=name.rpartition(b":")[2].decode(),
                     age=prepared.age,
@@ -720,7 +748,9 @@ class CacheMiddleware:
             )
         await request.send(start)
         await request.send(body)
-        if now >= prepared.refresh_at:
+        if stale:
+            self._refresh_later(request, name, prepared.response)
+        elif now >= prepared.refresh_at:
             prepared.refresh_at = now + AGAIN  # one asks, the others need not
             if request.policy.early_refresh and tier is not Tier.FALLBACK:
                 self._refresh_later(request, name, prepared.response)
@@ -807,6 +837,7 @@ class CacheMiddleware:
             receive=request.client,
             body=request.body,
             ttl=jittered(request.ttl, policy.jitter, random.random()),  # noqa: S311 - no secret
+            kept_on=max(self._revalidate[index], self._on_error[index]),
             soft_limit=self._soft_limit[index],
             hard_limit=self._hard_limit[index],
             max_body=max_body,
@@ -845,6 +876,14 @@ class CacheMiddleware:
         silent = False
         try:
             while (message := await fill.next()) is not None:
+                if (
+                    request.instead is not None
+                    and message["type"] == "http.response.start"
+                    and message["status"] >= 500  # noqa: PLR2004
+                ):
+                    fill.detach()
+                    await self._send_instead(request, request.instead)
+                    return
                 if message["type"] == "http.response.start":
                     message, silent = _first_message(message, fill, snapshot, request)
                 elif silent and message["type"] == "http.response.body":
@@ -853,10 +892,25 @@ class CacheMiddleware:
             if fill.finished:
                 self._end(request, Result.MISS)  # what the app does in the background is not waited for by anyone
             await fill.join()
-        except BaseException:
+        except BaseException as error:
             fill.detach()
+            if request.instead is not None and not fill.started and isinstance(error, Exception):
+                self._cache.emitter.emit(HookFailed("handler", type(error).__name__))
+                await self._send_instead(request, request.instead)
+                return
             raise
         self._end(request, Result.MISS)
+
+    async def _send_instead(self, request: _Request, prepared: Prepared) -> None:
+        """Send what is stored, and stale, in place of the app's failure (RFC 5861 §4)."""
+        prepared.bring_up(time.time(), "stale-if-error")
+        start, body = answer(
+            prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
+        )
+        request.counts.stale += 1
+        await request.send(start)
+        await request.send(body)
+        self._end(request, Result.STALE)
 
     # --- the end -------------------------------------------------------------------------------------------
 

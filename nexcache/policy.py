@@ -206,6 +206,10 @@ class Policy:
     `vary` names request header fields that the handler reads. `window` says which span times a response covers
     (`TimeWindow`).
 
+    For `stale_while_revalidate` after its end, or after a soft invalidation, a response is served while it is computed
+    anew in the background; for `stale_if_error` where computing it fails (RFC 5861). Never after any other
+    invalidation.
+
     Each entry lives up to the part `jitter` shorter than `ttl`, so that what was stored together does not end together.
     With `early_refresh` a hit shortly before the end has the answer computed again in the background. After
     `fill_soft_limit` nobody waits for another's computation any more; after `fill_hard_limit` one whose client has
@@ -225,6 +229,8 @@ class Policy:
     share_authenticated: bool = False
     window: Window | None = None
     version: str = ""
+    stale_while_revalidate: Duration = 0
+    stale_if_error: Duration = 0
     early_refresh: bool = True
     jitter: float = 0.1
     fill_soft_limit: Duration = "30s"
@@ -252,6 +258,9 @@ class Policy:
         if self.ttl is not None and not 0 < seconds(self.ttl, f"{where}: ttl") <= LONGEST:
             raise ConfigurationError(f"{where}: ttl must be more than 0 seconds and at most 30 days")
         size_in_bytes(self.max_body, f"{where}: max_body")
+        for name in ("stale_while_revalidate", "stale_if_error"):
+            if seconds(getattr(self, name), f"{where}: {name}") > LONGEST:
+                raise ConfigurationError(f"{where}: {name} must be at most 30 days")
         jitter: object = self.jitter
         if isinstance(jitter, bool) or not isinstance(jitter, int | float) or not 0 <= jitter < 1:
             raise ConfigurationError(f"{where}: jitter is a part of the ttl: at least 0, less than 1")

@@ -19,6 +19,7 @@ import asyncio
 from typing import Final
 
 from nexcache.stores.base import SENTINEL, Store, new_token
+from nexcache.stores.tokens import stale_since
 
 KEY: Final = b"nexarch:acme:overview:00"
 TENANT: Final = b"nexarch:acme:@tenant"
@@ -121,6 +122,28 @@ class StoreContract:
         assert await store.unlink([KEY], message=b"message") == 0
 
     # --- generations ----------------------------------------------------------------------------------------
+
+    async def test_softening_changes_tokens_that_are_there_and_makes_none(self, store: Store) -> None:
+        """What was captured before is stale since then, and not invalidated for good."""
+        token = new_token()
+        await store.write(b"token", token, ttl_ms=60_000)
+        before = (await store.read((b"token",), timed=True)).now
+        await store.soften((b"token", b"absent"))
+        reading = await store.read((b"token", b"absent"), timed=True)
+        changed, absent = reading.values
+        assert absent is None
+        assert changed is not None
+        assert changed != token
+        since = stale_since(token, changed, 0)
+        assert before is not None
+        assert reading.now is not None
+        assert since is not None
+        assert before <= since <= reading.now
+        await store.soften((b"token",), message=b"message")
+        (again,) = (await store.read((b"token",))).values
+        captured = before
+        assert again is not None
+        assert stale_since(token, again, captured) == captured
 
     async def test_capture_creates_missing_tokens_and_keeps_present_ones(self, store: Store) -> None:
         """24 random bytes each: 16 hard, 8 soft."""

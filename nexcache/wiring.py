@@ -95,6 +95,7 @@ def build(
         max_entries=settings.l1_max_entries,
         tier=Tier.MEMORY if store is None else Tier.FALLBACK,
         emitter=emitter,
+        ages=local if store is None else None,
     )
     coherence = _coherence(settings, store, emitter)
     invalidations = Invalidations(

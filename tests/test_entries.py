@@ -292,8 +292,8 @@ def memory(**bounds: int) -> tuple[Memory, MemoryStore, FakeClock, list[Event]]:
     left: list[Event] = []
     emitter.subscribe(left.append, Evicted)
     tokens = MemoryStore(clock=clock)
-    bounds = {"max_bytes": 1_000_000, "max_entries": 1_000, **bounds}
-    entries = Memory(generations=tokens, tier=Tier.MEMORY, emitter=emitter, clock=clock, **bounds)
+    given: dict[str, Any] = {"max_bytes": 1_000_000, "max_entries": 1_000, **bounds}
+    entries = Memory(generations=tokens, tier=Tier.MEMORY, emitter=emitter, clock=clock, **given)
     return entries, tokens, clock, left
 
 

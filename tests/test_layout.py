@@ -41,6 +41,7 @@ LAYERS: Final = {
         invalidation.targets
         stores.breaker
         stores.codec
+        stores.tokens
         ladder
         alerts
         ingest.windows

@@ -84,7 +84,9 @@ class Administered(Protocol):
     async def tenants(self) -> tuple[frozenset[str], bool]:
         """Return the known tenants, and whether these are all."""
 
-    async def invalidate_targets(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
+    async def invalidate_targets(
+        self, tenant: str, targets: Targets, *, trigger: Trigger, soft: bool = False
+    ) -> Invalidation:
         """Invalidate."""
 
     async def preview_targets(self, tenant: str, targets: Targets) -> Preview:
@@ -365,7 +367,8 @@ class AdminApp:
         if call.query.get("dry_run") in ("1", "true"):
             return document(200, (await self._cache.preview_targets(tenant, targets)).as_dict())
         started = time.perf_counter()
-        done = await self._cache.invalidate_targets(tenant, targets, trigger=Trigger.ADMIN)
+        soft = call.query.get("soft") in ("1", "true")
+        done = await self._cache.invalidate_targets(tenant, targets, trigger=Trigger.ADMIN, soft=soft)
         waited = (time.perf_counter() - started) * 1000
         return document(
             200 if done.acknowledged else 202,

@@ -60,6 +60,12 @@ DRY_RUN: Final = Parameter(
     {"type": "string", "enum": ["1", "0", "true", "false"]},
     example="1",
 )
+SOFT: Final = Parameter(
+    "soft",
+    "Let what a policy permits be served stale while it is computed anew.",
+    {"type": "string", "enum": ["1", "0", "true", "false"]},
+    example="1",
+)
 LIMIT: Final = Parameter(
     "limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, example=100
 )
@@ -204,14 +210,20 @@ ENDPOINTS: Final = (
     ),
     Endpoint("openapi", "GET", "/openapi.json", "This document.", (), {200: "Document"}),
     Endpoint(
-        "invalidate_all", "DELETE", "/invalidate", "Invalidate all of a tenant.", (TENANT, DRY_RUN), _DONE, changes=True
+        "invalidate_all",
+        "DELETE",
+        "/invalidate",
+        "Invalidate all of a tenant.",
+        (TENANT, DRY_RUN, SOFT),
+        _DONE,
+        changes=True,
     ),
     Endpoint(
         "invalidate",
         "DELETE",
         "/invalidate/{operation}",
         "Invalidate operations by name or glob; 404 where nothing known matches.",
-        (TENANT, DRY_RUN),
+        (TENANT, DRY_RUN, SOFT),
         _DONE,
         changes=True,
     ),
@@ -220,7 +232,7 @@ ENDPOINTS: Final = (
         "DELETE",
         "/invalidate/tags/{tag}",
         "Invalidate everything that carries a tag.",
-        (TENANT, DRY_RUN),
+        (TENANT, DRY_RUN, SOFT),
         _DONE,
         changes=True,
     ),

@@ -45,7 +45,7 @@ class Invalidates(Warms, Protocol):
     """What the hook needs of the cache."""
 
     async def invalidate_targets(
-        self, tenant: str, targets: Targets, *, trigger: Trigger, links: Sequence[object] = ()
+        self, tenant: str, targets: Targets, *, trigger: Trigger, soft: bool = False, links: Sequence[object] = ()
     ) -> Invalidation:
         """Invalidate a union of targets; never raises for a store that is away."""
 
@@ -93,7 +93,8 @@ class IngestHook:
 
     With `refresh_as`, header fields or a function from a tenant to header fields, the hottest requests of what was
     invalidated are computed again with these credentials, before anybody asks, as far as `refresh` allows.
-    Raises ConfigurationError for rules that are none.
+    With `soft`, what a policy permits (`stale_while_revalidate`) is served stale for that long while it is computed
+    anew: readers do not wait for the stream of spans. Raises ConfigurationError for rules that are none.
     """
 
     def __init__(
@@ -105,9 +106,11 @@ class IngestHook:
         policies: Iterable[Policy] | None = None,
         refresh_as: RefreshAs | None = None,
         refresh: Refresh | None = None,
+        soft: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
+        self._soft = soft
         self._rules = RuleSet((IngestRule(ops=["*"]),) if rules is None else _checked(rules), min_interval=min_interval)
         if policies is not None and (found := faults(self._rules.rules, tuple(policies))):
             raise ConfigurationError(found[0])
@@ -286,7 +289,7 @@ class IngestHook:
         queued = True
         try:
             done = await self._cache.invalidate_targets(
-                due.tenant, due.targets, trigger=Trigger.INGEST, links=due.origins
+                due.tenant, due.targets, trigger=Trigger.INGEST, soft=self._soft, links=due.origins
             )
             queued = done.queued
         finally:

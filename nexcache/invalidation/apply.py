@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from nexcache.errors import InvalidName, StoreError
+from nexcache.errors import InvalidName, StoreError, StoreRefused
 from nexcache.invalidation.targets import Targets, is_glob, matches
 from nexcache.key import KeySpace, name_of
 from nexcache.stores.base import Store
@@ -97,23 +97,24 @@ class Invalidations:
         *,
         trigger: Trigger,
         strict: bool = False,
+        soft: bool = False,
         links: Sequence[object] = (),
     ) -> Invalidation:
         """Invalidate the union of the targets; raises for bad names and no target, never for the store.
 
-        `links` are what `Tracing.current` gave for the requests that it is done for, where it was put off.
-
-        `strict` waits until no node answers from its memory what was invalidated.
+        `strict` waits until no node answers from its memory what was invalidated. `soft` lets what a policy permits be
+        served stale; where the store is away or can only remove, it is as if it had not been asked for. `links` are
+        what `Tracing.current` gave for the requests that it is done for, where it was put off.
         """
         _check(tenant, targets)
         started = time.perf_counter()
         tracing = self._emitter.tracing
         with tracing.invalidate(links) if tracing is not None else nullcontext(lambda _: None) as describe:
-            names, _ = await self._unlink(self._local, tenant, targets)
+            names, _ = await self._unlink(self._local, tenant, targets, soft=soft and self._shared is None)
             acknowledged = True
             if self._shared is not None:
                 try:
-                    names, tokens = await self._unlink(self._shared, tenant, targets)
+                    names, tokens = await self._unlink(self._shared, tenant, targets, soft=soft)
                 except StoreError:
                     acknowledged = False
                     self._enqueue(tenant, targets)
@@ -214,9 +215,18 @@ class Invalidations:
             self._coherence.blocked = False
         return True
 
-    async def _unlink(self, store: Store, tenant: str, targets: Targets) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    async def _unlink(
+        self, store: Store, tenant: str, targets: Targets, *, soft: bool
+    ) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
         """Resolve globs in this store's registry, and remove the tokens; returns what was invalidated, and these."""
         words, tokens = await self._resolve(store, tenant, targets)
+        if soft:
+            try:
+                await store.soften(tokens, message=self._message(tokens))
+            except StoreRefused:
+                pass  # it has no memory left, or permits no scripts: it can still remove
+            else:
+                return words, tokens
         await store.unlink(tokens, message=self._message(tokens))
         return words, tokens
 

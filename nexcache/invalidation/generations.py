@@ -8,7 +8,7 @@ that a restart or a failover revives nothing.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nexcache.errors import StoreUnavailable
@@ -37,6 +37,8 @@ class Snapshot:
     """The generation that every invalidation of the tenant changes."""
     leased: bool = False
     """The lease that was asked for beside it is this node's."""
+    captured: int = field(default=0, compare=False)
+    """When, by the store's clock."""
 
 
 class Generations:
@@ -175,4 +177,4 @@ def _snapshot(tier: Tier, captured: Capture) -> Snapshot | None:
         return None
     current = [seen(token, captured.epoch) for token in captured.tokens]
     known = tuple(token for token in current if token is not None)
-    return Snapshot(tier, known[:-1], known[-1]) if len(known) == len(current) else None
+    return Snapshot(tier, known[:-1], known[-1], captured=captured.now) if len(known) == len(current) else None

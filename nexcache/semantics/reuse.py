@@ -53,7 +53,8 @@ class Prepared:
         response = self.response
         self.age = current_age(response, now)
         self.ttl = time_to_live(response, now)
-        self.varying = varying(self.age, cache_status.hit(self.ttl, detail))
+        remaining = response.ttl - max(0.0, now - response.stored_at)  # RFC 9211 §2.4: negative once it is stale
+        self.varying = varying(self.age, cache_status.hit(remaining, detail))
         self._since, self._detail = now, detail
         self._until = response.stored_at + (self.age - response.initial_age) + 1
 

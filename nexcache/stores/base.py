@@ -5,18 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from nexcache.stores.tokens import HARD, UNTOUCHED
 from nexcache.telemetry.names import Tier
 
 SENTINEL: Final = b"@"
 """The member that marks a registry as complete; no encoded operation begins with it."""
 
-_HARD: Final = 16
-_SOFT: Final = 8
-
 
 def new_token() -> bytes:
-    """Make a generation: 16 hard and 8 soft random bytes. Counters and clocks would repeat after a restart."""
-    return secrets.token_bytes(_HARD + _SOFT)
+    """Make a generation: 16 random bytes, and 8 that say how often and when it was last invalidated softly.
+
+    Counters and clocks alone would repeat after a restart.
+    """
+    return secrets.token_bytes(HARD) + UNTOUCHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Reading:
     """Names the server's history (run id and replication id): values of two epochs never compare equal."""
     sent_at: float = 0.0
     """When the command left, by `nexcache.invalidation.view.boottime`."""
+    now: int | None = None
+    """The store's clock, if it was asked for: milliseconds, below `CLOCK`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Capture:
     """When the commands left, by `nexcache.invalidation.view.boottime`."""
     leased: bool = False
     """The lease that was asked for beside it was free, and is the caller's now."""
+    now: int = 0
+    """The store's clock, before the tokens were read: milliseconds, below `CLOCK`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +108,14 @@ class Store(Protocol):
         """What telemetry calls this store."""
 
     async def read(
-        self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+        self,
+        keys: Sequence[bytes],
+        *,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+        timed: bool = False,
     ) -> Reading:
-        """Read several keys at one moment, in one round trip."""
+        """Read several keys at one moment, in one round trip; and then, where `timed`, the store's clock."""
 
     async def capture(
         self,
@@ -134,6 +144,14 @@ class Store(Protocol):
         self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
     ) -> int:
         """Remove keys, then tell other nodes with `message`; returns how many existed. Repeating it is harmless."""
+
+    async def soften(
+        self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
+    ) -> None:
+        """Invalidate the tokens under these keys softly, as far as there are any, then tell other nodes.
+
+        Raises StoreRefused where the store can do no more than remove them.
+        """
 
     async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
         """Read a registry; None where its sentinel is missing, for it may then be incomplete."""

@@ -16,8 +16,9 @@ import msgpack
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.headers import MOST_FIELDS, is_sendable
+from nexcache.stores.tokens import CLOCK
 
-VERSION: Final = 2
+VERSION: Final = 3
 _MOST_GENERATIONS: Final = 64
 _LONGEST_KID: Final = 64
 _OLDEST: Final = 2**31
@@ -59,8 +60,10 @@ class Codec:
             (
                 entry.request,
                 entry.generations,
+                entry.captured,
                 int(response.stored_at * 1000),
                 int(response.ttl * 1000),
+                int(response.kept_on * 1000),
                 response.initial_age,
                 min(int(response.cost * 1000), _OLDEST - 1),
                 response.status,
@@ -126,8 +129,10 @@ def _entry(fields: Any) -> Entry | None:
         case (
             bytes(request),
             tuple(generations),
+            int(captured),
             int(stored_at),
             int(ttl),
+            int(kept_on),
             int(initial_age),
             int(cost),
             int(status),
@@ -138,7 +143,9 @@ def _entry(fields: Any) -> Entry | None:
             pass
         case _:
             return None
-    if any(number is True or number is False for number in (stored_at, ttl, initial_age, cost, status)):
+    if any(
+        number is True or number is False for number in (captured, stored_at, ttl, kept_on, initial_age, cost, status)
+    ):
         return None
     if not (_are_pairs(generations, _MOST_GENERATIONS) and generations and _are_pairs(headers, MOST_FIELDS)):
         return None
@@ -146,8 +153,12 @@ def _entry(fields: Any) -> Entry | None:
         return None
     if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000 and 0 <= cost < _OLDEST):
         return None
-    response = StoredResponse(status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000)
-    return Entry(request, response, generations)
+    if not (0 <= captured < CLOCK and 0 <= kept_on <= LONGEST * 1000):
+        return None
+    response = StoredResponse(
+        status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000, kept_on / 1000
+    )
+    return Entry(request, response, generations, captured)
 
 
 def _are_pairs(pairs: Sequence[Any], most: int) -> bool:

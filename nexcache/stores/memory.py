@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from nexcache.stores.base import Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.tokens import CLOCK, softened, stale_since
 from nexcache.telemetry.names import Tier
 
 Value = TypeVar("Value")
@@ -227,6 +228,7 @@ class MemoryStore:
         self._values: Bounded[bytes] = Bounded(
             max_bytes=max_bytes, max_entries=max_entries, clock=clock, owner=tenant_of
         )
+        self._clock = clock
         self._registries: OrderedDict[bytes, set[bytes]] = OrderedDict()
         self._complete: set[bytes] = set()
         self._max_registries = max_registries
@@ -236,14 +238,24 @@ class MemoryStore:
         self.peek = self._values.peek
 
     async def read(
-        self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+        self,
+        keys: Sequence[bytes],
+        *,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+        timed: bool = False,
     ) -> Reading:
-        """Read several keys at one moment."""
-        del deadline
+        """Read several keys at one moment, and the clock."""
+        del deadline, timed
         self._commands += 1
         if on_sent is not None:
             on_sent()
-        return Reading([self._values.get(key) for key in keys], b"")
+        return Reading([self._values.get(key) for key in keys], b"", now=self.now)
+
+    @property
+    def now(self) -> int:
+        """This store's clock: milliseconds, below `CLOCK`."""
+        return int(self._clock() * 1000) % CLOCK
 
     async def capture(
         self,
@@ -271,7 +283,7 @@ class MemoryStore:
             token = self._values.get(key) or new_token()
             self._values.put(key, token, size=len(token), lifetime=max(ttl_ms / 1000, self._values.remaining(key)))
             tokens.append(token)
-        return Capture(tokens, b"", complete=registry in self._complete, registered=True)
+        return Capture(tokens, b"", complete=registry in self._complete, registered=True, now=self.now)
 
     def current(self, generations: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether all of these generations are there and equal: here they are, not copies of them."""
@@ -309,6 +321,37 @@ class MemoryStore:
         self._commands += 1
         self.changes += 1
         return sum(self._values.pop(key) is not None for key in keys)
+
+    async def soften(
+        self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
+    ) -> None:
+        """Invalidate tokens softly."""
+        del message, deadline
+        self.soften_now(keys)
+
+    def soften_now(self, keys: Sequence[bytes]) -> None:
+        """Do what `soften` does, for callers in this process that need not wait."""
+        self._commands += 1
+        self.changes += 1
+        for key in keys:
+            token = self._values.peek(key)
+            if token is not None:
+                lifetime = self._values.remaining(key)
+                self._values.put(key, softened(token, self.now), size=len(token), lifetime=lifetime)
+
+    def stale_since(self, generations: Iterable[tuple[bytes, bytes]], captured: int) -> int | None:
+        """Say since when what was captured under these generations is stale; None: it was invalidated for good."""
+        earliest = self.now
+        for key, token in generations:
+            current = self.peek(key)
+            if current is None:
+                return None
+            if current != token:
+                since = stale_since(token, current, captured)
+                if since is None:
+                    return None
+                earliest = min(earliest, since, key=lambda at: (at - captured) % CLOCK)
+        return earliest
 
     async def members(self, registry: bytes, *, deadline: float | None = None) -> frozenset[bytes] | None:
         """Read a registry; None where it may be incomplete."""

@@ -24,6 +24,7 @@ from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
 from nexcache.stores.faults import classify, redirected
 from nexcache.stores.lane import Command, Epoch, Lane
 from nexcache.stores.target import AnyTarget, SentinelTarget, Target
+from nexcache.stores.tokens import CLOCK
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
 from nexcache.telemetry.names import Tier
 
@@ -48,6 +49,32 @@ _AT_ONCE: Final = 16
 """Values that are read together where nobody waits for them."""
 _PROBE: Final = 0.25
 """Seconds between two attempts to reach a server that is away."""
+
+
+_SOFTEN: Final = b"""
+local time = redis.call('TIME')
+local now = (time[1] * 1000 + math.floor(time[2] / 1000)) % 1099511627776
+for _, key in ipairs(KEYS) do
+  local soft = redis.call('GETRANGE', key, 16, 18)
+  if #soft == 3 then
+    local count = (soft:byte(1) * 65536 + soft:byte(2) * 256 + soft:byte(3) + 1) % 16777216
+    local bytes = {}
+    for place = 8, 1, -1 do
+      local from = place > 3 and now or count
+      bytes[place] = string.char(from % 256)
+      if place > 3 then now = math.floor(now / 256) else count = math.floor(count / 256) end
+    end
+    redis.call('SETRANGE', key, 16, table.concat(bytes))
+    now = (time[1] * 1000 + math.floor(time[2] / 1000)) % 1099511627776
+  end
+end
+"""
+"""Does what `nexcache.stores.base.softened` does, by the server's clock."""
+
+
+def _milliseconds(reply: Sequence[bytes]) -> int:
+    """Read what TIME answers."""
+    return (int(reply[0]) * 1000 + int(reply[1]) // 1000) % CLOCK
 
 
 class _Sent:
@@ -129,12 +156,18 @@ class RedisCommands(ABC):
         """
 
     async def read(
-        self, keys: Sequence[bytes], *, deadline: float | None = None, on_sent: Callable[[], None] | None = None
+        self,
+        keys: Sequence[bytes],
+        *,
+        deadline: float | None = None,
+        on_sent: Callable[[], None] | None = None,
+        timed: bool = False,
     ) -> Reading:
-        """Read several keys with one MGET."""
+        """Read several keys with one MGET, and the clock with TIME."""
         sent = _Sent(self._clock, on_sent)
-        (values,), epoch = await self._call("get", (("MGET", *keys),), deadline=deadline, on_sent=sent)
-        return Reading(values, epoch, sent.at)
+        commands: Sequence[Command] = (("MGET", *keys), ("TIME",)) if timed else (("MGET", *keys),)
+        replies, epoch = await self._call("get", commands, deadline=deadline, on_sent=sent)
+        return Reading(replies[0], epoch, sent.at, _milliseconds(replies[1]) if timed else None)
 
     async def capture(
         self,
@@ -152,7 +185,7 @@ class RedisCommands(ABC):
         The registry is read last: had it been lost and rebuilt by others in between, the operation's absence
         shows that a glob would not have found it.
         """
-        commands: list[Command] = [("SADD", registry, operation)]
+        commands: list[Command] = [("SADD", registry, operation), ("TIME",)]
         commands += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
         commands += [("PTTL", key) for key in (registry, *keys)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
@@ -163,9 +196,15 @@ class RedisCommands(ABC):
         leased = lease is not None and replies.pop() is not None
         tokens, (complete, registered) = replies[-2:]
         if complete and registered:
-            await self._extend((registry, *keys), replies[1 + len(keys) : -2], ttl_ms=ttl_ms, deadline=deadline)
+            await self._extend((registry, *keys), replies[2 + len(keys) : -2], ttl_ms=ttl_ms, deadline=deadline)
         return Capture(
-            tokens, epoch, complete=bool(complete), registered=bool(registered), sent_at=sent.at, leased=leased
+            tokens,
+            epoch,
+            complete=bool(complete),
+            registered=bool(registered),
+            sent_at=sent.at,
+            leased=leased,
+            now=_milliseconds(replies[1]),
         )
 
     async def _extend(
@@ -218,6 +257,21 @@ class RedisCommands(ABC):
         if message is not None and isinstance(replies[1], Exception):
             self._emitter.emit(BackendFailed("publish", classify(replies[1]).kind))
         return int(replies[0])
+
+    async def soften(
+        self, keys: Sequence[bytes], *, message: bytes | None = None, deadline: float | None = None
+    ) -> None:
+        """Change tokens that are there with one script, then PUBLISH; refused for lack of memory, among others.
+
+        Not with a bare SETRANGE: on a key that is not there it would make a token that everybody knows, and that
+        an entry of before an earlier removal could fit.
+        """
+        commands: list[Command] = [("EVAL", _SOFTEN, len(keys), *keys)]
+        if message is not None:
+            commands.append(("PUBLISH", EVENTS, message))
+        replies, _ = await self._call("invalidate", commands, deadline=deadline, optional=(1,))
+        if message is not None and isinstance(replies[1], Exception):
+            self._emitter.emit(BackendFailed("publish", classify(replies[1]).kind))
 
     async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
         """Register a node that trusts what it has read, then read generations again, in this order."""

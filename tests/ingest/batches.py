@@ -125,7 +125,7 @@ class RecordingCache:
         self.refilled: list[tuple[str, str, Headers]] = []
 
     async def invalidate_targets(
-        self, tenant: str, targets: Targets, *, trigger: Trigger, links: Sequence[object] = ()
+        self, tenant: str, targets: Targets, *, trigger: Trigger, soft: bool = False, links: Sequence[object] = ()
     ) -> Invalidation:
         self.links.append(links)
         self.sequence.append("invalidated")

@@ -264,13 +264,13 @@ def generations_not_compared(patch: pytest.MonkeyPatch) -> None:
     """An entry is served whatever its generations have become; invalidation has no effect but on what is stored."""
     lookup = Shared.lookup
 
-    async def trusting(self: Shared, key: CacheKey, **options: Any) -> Entry | Missing:
+    async def trusting(self: Shared, key: CacheKey, **options: Any) -> tuple[Entry, float | None] | Missing:
         looked = await lookup(self, key, **options)
-        if isinstance(looked, Entry):
+        if not isinstance(looked, Missing):
             return looked
         value = (await self._store.read((key.name,))).values[0]
         entry = self._codec.decode(key.name, value) if value is not None else None
-        return entry if isinstance(entry, Entry) else looked
+        return (entry, None) if isinstance(entry, Entry) else looked
 
     patch.setattr(Shared, "lookup", trusting)
 
@@ -278,8 +278,8 @@ def generations_not_compared(patch: pytest.MonkeyPatch) -> None:
 def lookups_shared_after_they_have_left(patch: pytest.MonkeyPatch) -> None:
     lookup = Entries.lookup
 
-    async def held_open(self: Entries, key: CacheKey, counts: Any, *, deadline: float | None, on_sent: Any) -> Any:
-        return await lookup(self, key, counts, deadline=deadline, on_sent=None)
+    async def held_open(self: Entries, key: CacheKey, counts: Any, **options: Any) -> Any:
+        return await lookup(self, key, counts, **{**options, "on_sent": None})
 
     patch.setattr(Entries, "lookup", held_open)
 

@@ -12,8 +12,9 @@ from nexcache.stores.codec import VERSION, Codec, Undecodable
 
 KEY = b"nexarch:acme:dashboard:0123456789abcdef"
 FIELDS_OF_IT = ((b"content-type", b"application/json"), (b"link", b"<a>"), (b"link", b"<b>"))
-RESPONSE = StoredResponse(200, FIELDS_OF_IT, b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7, 1.5)
-ENTRY = Entry(b"4:test", RESPONSE, ((b"nexarch:acme:@tenant", b"t" * 32), (b"nexarch:acme:@op:dashboard", b"o" * 32)))
+RESPONSE = StoredResponse(200, FIELDS_OF_IT, b'{"spans": 5}', b'"tag"', 1000.5, 60.25, 7, 1.5, 30.5)
+DEPENDS = ((b"nexarch:acme:@tenant", b"t" * 32), (b"nexarch:acme:@op:dashboard", b"o" * 32))
+ENTRY = Entry(b"4:test", RESPONSE, DEPENDS, 77)
 
 UNSIGNED = Codec()
 SIGNED = Codec({"k1": b"first secret"})
@@ -30,8 +31,10 @@ def seal(payload: object, *, version: object = VERSION, codec: Codec = UNSIGNED)
 FIELDS: dict[str, Any] = {
     "request": ENTRY.request,
     "generations": ENTRY.generations,
+    "captured": 77,
     "stored_at": 1000500,
     "ttl": 60250,
+    "kept_on": 30500,
     "initial_age": 7,
     "cost": 1500,
     "status": 200,
@@ -67,8 +70,10 @@ ENTRIES = st.builds(
         ttl=st.integers(1, 30 * 86400 * 1000).map(lambda value: value / 1000),
         initial_age=st.integers(0, 2**31 - 1),
         cost=st.integers(0, 2**31 - 1).map(lambda value: value / 1000),
+        kept_on=st.integers(0, 30 * 86400 * 1000).map(lambda value: value / 1000),
     ),
     generations=PAIRS.filter(bool),
+    captured=st.integers(0, 2**40 - 1),
 )
 
 
@@ -77,7 +82,8 @@ def test_any_entry_is_read_as_it_was_written(entry: Entry, codec: Codec, key: by
     read = codec.decode(key, codec.encode(key, entry))
     assert isinstance(read, Entry)
     assert read.request == entry.request
-    assert read.generations == entry.generations
+    assert (read.generations, read.captured) == (entry.generations, entry.captured)
+    assert read.response.kept_on == pytest.approx(entry.response.kept_on, abs=0.0011)
     assert read.response.stored_at == pytest.approx(entry.response.stored_at, abs=0.0011)
     assert read.response.ttl == pytest.approx(entry.response.ttl, abs=0.0011)
     assert read.response.cost == pytest.approx(entry.response.cost, abs=0.0011)
@@ -193,6 +199,8 @@ def test_a_foreign_value_is_corrupt(codec: Codec, value: bytes) -> None:
         ("request", "text"), ("request", None),
         ("generations", ()), ("generations", ((b"a",),)), ("generations", ((b"a", b"b", b"c"),)),
         ("generations", ((b"a", "b"),)), ("generations", ((b"a", b"b"),) * 65), ("generations", b"x"),
+        ("captured", -1), ("captured", 2**40), ("captured", True), ("captured", None),
+        ("kept_on", -1), ("kept_on", 30 * 86400 * 1000 + 1), ("kept_on", False), ("kept_on", "1"),
         ("stored_at", -1), ("stored_at", 1.5), ("stored_at", True), ("stored_at", None),
         ("ttl", 0), ("ttl", -1), ("ttl", True), ("ttl", 30 * 86400 * 1000 + 1), ("ttl", "1"),
         ("initial_age", -1), ("initial_age", 2**31), ("initial_age", False),
@@ -211,6 +219,7 @@ def test_every_type_and_bound_is_checked_even_if_the_mac_is_right(field: str, ba
 @pytest.mark.parametrize(
     ("field", "good"),
     [
+        ("captured", 0), ("captured", 2**40 - 1), ("kept_on", 0), ("kept_on", 30 * 86400 * 1000),
         ("status", 599), ("ttl", 1), ("ttl", 30 * 86400 * 1000), ("initial_age", 2**31 - 1), ("stored_at", 0),
         ("headers", ()), ("headers", ((b"a", b"b"),) * 256), ("generations", ((b"a", b"b"),) * 64), ("body", b""),
     ],
