@@ -294,6 +294,15 @@ class KeySpace:
         encoded = segment(tenant)
         return b"nexarch.key:{" + encoded + b"}" if self._cluster else b"nexarch.key:" + encoded
 
+    def values(self, tenant: str) -> bytes:
+        """Return what the keys of a tenant's own values begin with; no invalidation reaches them."""
+        encoded = segment(tenant)
+        return b"nexarch.value:{" + encoded + b"}:" if self._cluster else b"nexarch.value:" + encoded + b":"
+
+    def value(self, prefix: bytes, name: str) -> bytes:
+        """Return the key of a value; `prefix` is what `values` gives."""
+        return prefix + segment(name)
+
     def limits(self, tenant: str) -> bytes:
         """Return what the keys of a tenant's rate limits begin with; no invalidation reaches them."""
         encoded = segment(tenant)
@@ -323,6 +332,18 @@ class KeySpace:
             (prefix + b"@tenant", prefix + b"@op:" + segment(operation), *own),
             own,
         )
+
+    def call(self, tenant: str, operation: str, identity: bytes, arguments: bytes) -> bytes:
+        """Write down a function's call so that two calls are equal exactly if function and arguments are."""
+        parts = (
+            b"call",  # no request begins with this
+            self._format,
+            operation.encode("utf-8", "surrogatepass"),
+            tenant.encode("utf-8", "surrogatepass"),
+            identity,
+            arguments,
+        )
+        return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
     def canonical(
         self,
