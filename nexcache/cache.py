@@ -35,7 +35,7 @@ from nexcache.telemetry.names import Bypass, Trigger
 from nexcache.telemetry.prometheus import CONTENT_TYPE
 from nexcache.tenants import is_valid_id
 from nexcache.value_codec import Types
-from nexcache.values import FallbackValues, MemoryValues, Seal, Values
+from nexcache.values import FallbackValues, MemoryValues, Values
 from nexcache.wiring import BUDGET_FACTOR, build, version
 
 if TYPE_CHECKING:
@@ -493,25 +493,30 @@ class NexCache:
         *,
         when_away: Literal["raise", "memory"] = "raise",
         types: Sequence[Any] = (),
-        seal: Seal | None = None,
+        encrypted: bool = False,
     ) -> Values:
         """Return a tenant's own values: get, set, delete, exists, increment, expire, get_many, set_many, pipeline.
 
         They are kept until they are deleted or their expiry is over, under a prefix that no invalidation reaches.
         While the store is away calls raise StoreUnavailable, or go on in this process with `when_away="memory"`.
+        `types` are classes that may come back. `encrypted` needs `CACHE_ENCRYPTION_KEYS` where there is a store.
         """
         if when_away not in ("raise", "memory"):
             raise ValueError(f'when_away is "raise" or "memory", not {when_away!a}')
-        backend = self._parts.values
-        if when_away == "memory" and not isinstance(backend, MemoryValues):
-            backend = FallbackValues(backend, self._parts.memory_values)
+        parts = self._parts
+        backend = parts.values
+        in_process = isinstance(backend, MemoryValues)
+        if encrypted and parts.vault is None and not in_process:
+            raise ConfigurationError(f"the values of {name!a} are to be encrypted: set CACHE_ENCRYPTION_KEYS")
+        if when_away == "memory" and not in_process:
+            backend = FallbackValues(backend, parts.memory_values)
         return Values(
             tenant=name,
             backend=backend,
             keys=self.keys,
-            codec=self._parts.codec,
+            codec=parts.codec,
             types=Types(types, others=self.types),
-            seal=seal,
+            seals=parts.vault if encrypted else None,
         )
 
     # --- rate limits ---------------------------------------------------------------------------------------

@@ -299,9 +299,9 @@ class KeySpace:
         encoded = segment(tenant)
         return b"nexarch.value:{" + encoded + b"}:" if self._cluster else b"nexarch.value:" + encoded + b":"
 
-    def value(self, prefix: bytes, name: str) -> bytes:
-        """Return the key of a value; `prefix` is what `values` gives."""
-        return prefix + segment(name)
+    def value(self, tenant: str, name: str) -> bytes:
+        """Return the key of a tenant's own value."""
+        return self.values(tenant) + segment(name)
 
     def limits(self, tenant: str) -> bytes:
         """Return what the keys of a tenant's rate limits begin with; no invalidation reaches them."""

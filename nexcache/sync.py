@@ -41,7 +41,7 @@ from nexcache.refresh import Warmed
 from nexcache.stores.base import StoreHealth
 from nexcache.telemetry.names import Bypass, Result, Trigger
 from nexcache.value_codec import NotDecodable
-from nexcache.values import Pipeline, Seal, Values
+from nexcache.values import Pipeline, Values
 
 if TYPE_CHECKING:
     from nexcache.cache import NexCache
@@ -295,10 +295,10 @@ class SyncFace:
         *,
         when_away: Literal["raise", "memory"] = "raise",
         types: Sequence[Any] = (),
-        seal: Seal | None = None,
+        encrypted: bool = False,
     ) -> "SyncValues":
         """As `NexCache.tenant`."""
-        return SyncValues(self, self._cache.tenant(name, when_away=when_away, types=types, seal=seal))
+        return SyncValues(self, self._cache.tenant(name, when_away=when_away, types=types, encrypted=encrypted))
 
 
 def refuse_in_loop() -> None:

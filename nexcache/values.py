@@ -5,23 +5,24 @@ is away: calls raise StoreUnavailable, unless `when_away="memory"` was chosen. T
 of its own, and hands what it holds to the store, name by name, once that is back.
 
 An int is stored as the server's own number, so that `increment` is one atomic command; everything else is typed,
-signed where there is a signing key, and encrypted where a `Seal` is given.
+signed where there is a signing key, and encrypted on request.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from nexcache.errors import InvalidName, StoreError, StoreRefused, StoreUnavailable, ValueUnreadable
+from nexcache.errors import InvalidName, StoreRefused, StoreUnavailable, ValueUnreadable
 from nexcache.key import KeySpace
 from nexcache.policy import Duration, seconds
-from nexcache.stores.codec import Codec, Undecodable
+from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.tenants import is_valid_id
-from nexcache.value_codec import NotDecodable, NotEncodable, Types, ValueCodec
+from nexcache.value_codec import NotDecodable, Types, ValueCodec
 
 Answer = TypeVar("Answer")
+_ABSENT: Final = object()
 _LONGEST_NAME: Final = 1024
 _TYPED: Final = b"\x00"
 """Begins every stored value that is not a number."""
@@ -114,14 +115,11 @@ class Asks(Protocol):
         """
 
 
-class Seal(Protocol):
-    """Encrypts values; the name is bound to them, so that one cannot be put in another's place."""
+class Seals(Protocol):
+    """Gives each tenant's seal."""
 
-    def seal(self, name: bytes, plain: bytes) -> bytes:
-        """Encrypt."""
-
-    def open(self, name: bytes, sealed: bytes) -> bytes | None:
-        """Decrypt; None for what was not sealed under this name with one of the keys."""
+    async def of(self, tenant: str) -> Seal:
+        """Return a tenant's seal; raises StoreError."""
 
 
 class RedisValues:
@@ -308,8 +306,17 @@ class Pending(Generic[Answer]):
             raise RuntimeError("a pipeline's answers are there once its `async with` block has ended")
         return self._answer[0]
 
-    def _arrived(self, answer: Answer) -> None:
+    def answered(self, answer: Answer) -> None:
+        """Take the answer."""
         self._answer.append(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[Answer]):
+    """One call: what to ask, and how to read the answer; both may need the tenant's seal."""
+
+    operation: Callable[[Seal | None], Operation]
+    read: Callable[[Any, Seal | None], Answer]
 
 
 class Values:
@@ -321,110 +328,126 @@ class Values:
     """
 
     def __init__(
-        self, *, tenant: str, backend: Backend, keys: KeySpace, codec: Codec, types: Types, seal: Seal | None = None
+        self, *, tenant: str, backend: Backend, keys: KeySpace, codec: Codec, types: Types, seals: Seals | None = None
     ) -> None:
         if not is_valid_id(tenant):
             raise InvalidName(f"not a tenant's id: {tenant!a}")
-        self._prefix = keys.values(tenant)
+        self._tenant = tenant
         self._keys = keys
         self._backend = backend
         self._codec = codec
         self._values = ValueCodec(types)
-        self._seal = seal
+        self._seals = seals
 
     async def get(self, name: str, default: Any = None) -> Any:
         """Return a value, or `default` where there is none."""
-        return await self._do(Get(self._name(name)), lambda data: self._decode(name, data, default))
+        return await self._do(self._get(name, default))
 
     async def set(self, name: str, value: Any, expiry: Duration | None = None) -> None:
         """Write a value, for `expiry` seconds (or text such as `"2h"`); without it the value is kept.
 
-        Raises TypeError for a value that would not come back as it was.
+        Raises NotEncodable, a TypeError, for a value that would not come back as it was.
         """
-        await self._do(self._put(name, value, expiry), lambda _: None)
+        await self._do(self._set(name, value, expiry))
 
     async def delete(self, *names: str) -> int:
         """Remove values; returns how many there were."""
-        return sum(await self._all([Delete(self._name(name)) for name in names]))
+        return sum(await self._all([self._delete(name) for name in names]))
 
     async def exists(self, name: str) -> bool:
         """Whether there is a value."""
-        return await self._do(Exists(self._name(name)), bool)
+        return await self._do(self._exists(name))
 
     async def increment(self, name: str, by: int = 1, expiry: Duration | None = None) -> int:
         """Add to a number atomically and return the sum; a value that is not there counts as 0.
 
         `expiry` is for a number that has none yet. Raises NotANumber for another value, and StoreUnavailable where it
-        is not known whether the store has counted: it is not asked twice.
+        is not known whether the store has counted: it is not asked twice. Numbers are never encrypted.
         """
-        return await self._do(self._increment(name, by, expiry), _raised)
+        return await self._do(self._increment(name, by, expiry))
 
     async def expire(self, name: str, expiry: Duration | None) -> bool:
         """Let a value end in `expiry` seconds, or (None) keep it; whether there is one."""
-        return await self._do(Expire(self._name(name), _ms(expiry)), bool)
+        return await self._do(self._expire(name, expiry))
 
     async def get_many(self, names: Iterable[str]) -> dict[str, Any]:
         """Return those values that are there, by name."""
         wanted = list(dict.fromkeys(names))
-        found = await self._all([Get(self._name(name)) for name in wanted])
-        return {
-            name: self._decode(name, data, None) for name, data in zip(wanted, found, strict=True) if data is not None
-        }
+        found = await self._all([self._get(name, _ABSENT) for name in wanted])
+        return {name: value for name, value in zip(wanted, found, strict=True) if value is not _ABSENT}
 
     async def set_many(self, values: Mapping[str, Any], expiry: Duration | None = None) -> None:
         """Write several values in one round trip; each for itself, not all or none."""
-        await self._all([self._put(name, value, expiry) for name, value in values.items()])
+        await self._all([self._set(name, value, expiry) for name, value in values.items()])
 
     def pipeline(self) -> "Pipeline":
         """Collect calls in an `async with` block, and send them at its end in one round trip."""
         return Pipeline(self)
 
-    async def _all(self, operations: Sequence[Operation]) -> list[Any]:
-        return await self._backend.carry_out(operations)
+    # --- what the calls are made of ------------------------------------------------------------------------------
 
-    async def _do(self, operation: Operation, read: Callable[[Any], Answer]) -> Answer:
-        [answer] = await self._backend.carry_out((operation,))
-        return read(answer)
+    def _get(self, name: str, default: Any) -> _Call[Any]:
+        key = self._name(name)
+        return _Call(lambda _: Get(key), lambda data, seal: self._decode(name, data, default, seal))
+
+    def _set(self, name: str, value: Any, expiry: Duration | None) -> _Call[None]:
+        key, ttl_ms = self._name(name), _ms(expiry)
+        if type(value) is int and _SMALLEST <= value <= _LARGEST:
+            return _Call(lambda _: Put(key, b"%d" % value, ttl_ms), _nothing)
+        payload = self._values.encode(value)
+        return _Call(lambda seal: Put(key, self._written(key, payload, seal), ttl_ms), _nothing)
+
+    def _delete(self, name: str) -> _Call[int]:
+        key = self._name(name)
+        return _Call(lambda _: Delete(key), lambda answer, _: int(answer))
+
+    def _exists(self, name: str) -> _Call[bool]:
+        key = self._name(name)
+        return _Call(lambda _: Exists(key), lambda answer, _: bool(answer))
+
+    def _increment(self, name: str, by: int, expiry: Duration | None) -> _Call[int]:
+        if type(by) is not int or not _SMALLEST <= by <= _LARGEST:
+            raise TypeError(f"increment adds whole numbers of 64 bits, not {by!a}")
+        key, ttl_ms = self._name(name), _ms(expiry)
+        return _Call(lambda _: Increment(key, by, ttl_ms), lambda answer, _: _raised(answer))
+
+    def _expire(self, name: str, expiry: Duration | None) -> _Call[bool]:
+        key, ttl_ms = self._name(name), _ms(expiry)
+        return _Call(lambda _: Expire(key, ttl_ms), lambda answer, _: bool(answer))
+
+    async def _do(self, call: _Call[Answer]) -> Answer:
+        [answer] = await self._all((call,))
+        return answer
+
+    async def _all(self, calls: Sequence[_Call[Answer]]) -> list[Answer]:
+        seal = await self._seals.of(self._tenant) if self._seals is not None else None
+        answers = await self._backend.carry_out([call.operation(seal) for call in calls])
+        return [call.read(answer, seal) for call, answer in zip(calls, answers, strict=True)]
 
     def _name(self, name: str) -> bytes:
         if not name or len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
             raise InvalidName(f"a value's name is text of 1 to {_LONGEST_NAME} bytes")
-        return self._keys.value(self._prefix, name)
+        return self._keys.value(self._tenant, name)
 
-    def _put(self, name: str, value: Any, expiry: Duration | None) -> Put:
-        key = self._name(name)
-        return Put(key, self._encode(key, value), _ms(expiry))
+    def _written(self, key: bytes, payload: bytes, seal: Seal | None) -> bytes:
+        return _TYPED + self._codec.sign(key, payload if seal is None else seal.seal(key, payload))
 
-    def _increment(self, name: str, by: int, expiry: Duration | None) -> Increment:
-        if type(by) is not int or not _SMALLEST <= by <= _LARGEST:
-            raise TypeError(f"increment adds whole numbers, not {by!a}")
-        return Increment(self._name(name), by, _ms(expiry))
-
-    def _encode(self, key: bytes, value: Any) -> bytes:
-        if self._seal is None and type(value) is int and _SMALLEST <= value <= _LARGEST:
-            return b"%d" % value
-        payload = self._values.encode(value)
-        if self._seal is not None:
-            payload = self._seal.seal(key, payload)
-        return _TYPED + self._codec.sign(key, payload)
-
-    def _decode(self, name: str, data: bytes | None, default: Any) -> Any:
+    def _decode(self, name: str, data: bytes | None, default: Any, seal: Seal | None) -> Any:
         if data is None:
             return default
-        key = self._name(name)
         if not data.startswith(_TYPED):
             number = _number(data)
-            if number is None or self._seal is not None:
-                raise ValueUnreadable(f"the value {name!a} was not written by NexCache, or not under this seal")
+            if number is None:
+                raise ValueUnreadable(f"the value {name!a} was not written by NexCache")
             return number
-        payload = self._codec.verify(key, data[1:])
-        if isinstance(payload, Undecodable):
-            raise ValueUnreadable(f"the value {name!a} is {payload.reason}")
-        if self._seal is not None:
-            opened = self._seal.open(key, payload)
-            if opened is None:
+        key = self._name(name)
+        payload: bytes | Undecodable | None = self._codec.verify(key, data[1:])
+        if isinstance(payload, bytes) and seal is not None:
+            payload = seal.open(key, payload)
+            if payload is None:
                 raise ValueUnreadable(f"the value {name!a} cannot be decrypted with the keys that are set")
-            payload = opened
+        if not isinstance(payload, bytes):
+            raise ValueUnreadable(f"the value {name!a} is {payload.reason if payload is not None else 'sealed'}")
         try:
             return self._values.decode(payload)
         except NotDecodable as error:
@@ -439,37 +462,31 @@ class Pipeline:
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self._calls: list[tuple[Operation, Callable[[Any], Any], Pending[Any]]] = []
+        self._calls: list[tuple[_Call[Any], Pending[Any]]] = []
 
     def get(self, name: str, default: Any = None) -> Pending[Any]:
         """As `Values.get`."""
-        values = self._values
-        return self._add(Get(values._name(name)), lambda data: values._decode(name, data, default))  # noqa: SLF001 - its other half
+        return self._add(self._values._get(name, default))  # noqa: SLF001 - its other half
 
-    def set(self, name: str, value: Any, expiry: Duration | None = None) -> None:
+    def set(self, name: str, value: Any, expiry: Duration | None = None) -> Pending[None]:
         """As `Values.set`."""
-        self._add(self._values._put(name, value, expiry), lambda _: None)  # noqa: SLF001 - its other half
+        return self._add(self._values._set(name, value, expiry))  # noqa: SLF001 - its other half
 
     def delete(self, name: str) -> Pending[int]:
         """As `Values.delete`."""
-        return self._add(Delete(self._values._name(name)), int)  # noqa: SLF001 - its other half
+        return self._add(self._values._delete(name))  # noqa: SLF001 - its other half
 
     def exists(self, name: str) -> Pending[bool]:
         """As `Values.exists`."""
-        return self._add(Exists(self._values._name(name)), bool)  # noqa: SLF001 - its other half
+        return self._add(self._values._exists(name))  # noqa: SLF001 - its other half
 
     def increment(self, name: str, by: int = 1, expiry: Duration | None = None) -> Pending[int]:
         """As `Values.increment`."""
-        return self._add(self._values._increment(name, by, expiry), _raised)  # noqa: SLF001 - its other half
+        return self._add(self._values._increment(name, by, expiry))  # noqa: SLF001 - its other half
 
     def expire(self, name: str, expiry: Duration | None) -> Pending[bool]:
         """As `Values.expire`."""
-        return self._add(Expire(self._values._name(name), _ms(expiry)), bool)  # noqa: SLF001 - its other half
-
-    def _add(self, operation: Operation, read: Callable[[Any], Answer]) -> Pending[Answer]:
-        pending: Pending[Answer] = Pending()
-        self._calls.append((operation, read, pending))
-        return pending
+        return self._add(self._values._expire(name, expiry))  # noqa: SLF001 - its other half
 
     async def __aenter__(self) -> Self:
         """Begin to collect."""
@@ -485,15 +502,31 @@ class Pipeline:
     async def send(self) -> None:
         """Send what was collected, and begin anew."""
         calls, self._calls = self._calls, []
-        answers = await self._values._all([operation for operation, _, _ in calls])  # noqa: SLF001 - its other half
-        failed: Exception | None = None
-        for (_, read, pending), answer in zip(calls, answers, strict=True):
-            try:
-                pending._arrived(read(answer))  # noqa: SLF001 - its other half
-            except (NotANumber, ValueUnreadable) as wrong:
-                failed = wrong
-        if failed is not None:
-            raise failed
+        if not calls:
+            return
+        failed: list[Exception] = []
+
+        def guarded(call: _Call[Any], pending: Pending[Any]) -> _Call[None]:
+            def read(answer: Any, seal: Seal | None) -> None:
+                try:
+                    pending.answered(call.read(answer, seal))
+                except (NotANumber, ValueUnreadable) as error:
+                    failed.append(error)
+
+            return _Call(call.operation, read)
+
+        await self._values._all([guarded(call, pending) for call, pending in calls])  # noqa: SLF001 - its other half
+        if failed:
+            raise failed[0]
+
+    def _add(self, call: _Call[Answer]) -> Pending[Answer]:
+        pending: Pending[Answer] = Pending()
+        self._calls.append((call, pending))
+        return pending
+
+
+def _nothing(_answer: Any, _seal: Seal | None) -> None:
+    """Take an answer that says nothing."""
 
 
 def _raised(answer: Any) -> int:
@@ -515,8 +548,3 @@ def _ms(expiry: Duration | None) -> int | None:
     if expiry is None:
         return None
     return max(1, round(seconds(expiry, "expiry") * 1000))
-
-
-WhenAway: TypeAlias = Literal["raise", "memory"]
-
-__all__ = ["NotANumber", "NotEncodable", "Pending", "Pipeline", "Seal", "StoreError", "Values", "WhenAway"]
