@@ -15,8 +15,8 @@ from nexcache.entries import Entries
 from nexcache.errors import ConfigurationError
 from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.fill_lease import FillLeases
-from nexcache.health import Health
 from nexcache.functions import Calls, Decorator, Options, Tags, TenantOf, question_of_parts
+from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
@@ -587,6 +587,7 @@ class NexCache:
             tracing_failures=parts.tracing.failures,
             alerts=tuple(alert.rule.name for alert in self.alerts if alert.firing),
         )
+
     def forked(self) -> None:
         """In a forked child: begin anew, and leave alone what the parent still uses."""
         abandoned = self.sync.forked()

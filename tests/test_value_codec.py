@@ -70,7 +70,7 @@ class Account(pydantic.BaseModel):
 
 BERLIN = ZoneInfo("Europe/Berlin")
 VALUES = [
-    None, True, False, 0, 1, -1, 1.0, -0.0, 0.0, "1", "", "\ud800", b"1", b"", 2**63, -(2**63) - 1, 2**20_000,
+    None, True, False, 0, 1, -1, 1.0, -0.0, 0.0, "1", "", "\ud800", b"1", b"", 2**63, -(2**63) - 1, 2**10_000,
     math.inf, (), (1,), [1], [], {}, {"a": 1}, {1: "a"}, {True: "a"}, {(1, 2): [3, (4,)]}, set(), {1}, frozenset({1}),
     {(1, "a"), frozenset({2})}, 1 + 2j, Decimal(1), Decimal("1.0"), Decimal("NaN"), UUID(int=1), PurePosixPath("/a/b"),
     dt.date(2024, 1, 1), dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 1, 0, 0, 0, 1),
@@ -83,7 +83,7 @@ VALUES = [
     Right(0), Point(1, 2), Leaf(Colour.RED, Point(1, 2)),
     Tree([Leaf(Colour.BLUE, Point(0, 0))], dt.date(2020, 2, 29), Tree([], dt.date(1999, 1, 1))),
     Account(id=UUID(int=2)), Account(id=UUID(int=2), balance=Decimal(0)),
-    Account(id=UUID(int=3), theTree=Tree([], dt.date(2000, 1, 1)), note=["extra"]),
+    Account.model_validate({"id": UUID(int=3), "theTree": Tree([], dt.date(2000, 1, 1)), "note": ["extra"]}),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{place}" for place, value in enumerate(VALUES)]
 CODEC = ValueCodec(Types([Colour, dict[str, list[Account]] | Right, Level]))
@@ -101,7 +101,7 @@ def test_a_value_comes_back_equal_and_of_the_same_type(value: Any) -> None:
 def test_no_two_different_values_are_one_key() -> None:
     keys = [encode_key(value) for value in VALUES]
 
-    assert len(set(keys)) == len(VALUES) - 1  # a model's field that was given its default is the same value
+    assert len(set(keys)) == len(VALUES)  # a model's field that was given its default is written by exclude_unset
 
 
 def test_private_attributes_of_a_model_come_back() -> None:
@@ -162,7 +162,7 @@ def test_the_order_of_a_set_makes_no_difference_to_its_key() -> None:
     assert encode_key(set(words)) == encode_key(set(sorted(words, reverse=True)))  # noqa: C414 - another history
 
 
-def test_no_two_of_100_000_drawn_calls_share_a_key() -> None:
+def test_no_two_of_100_000_different_arguments_share_a_key() -> None:
     """Values that Python takes for equal are drawn on purpose: 1, True, 1.0, Decimal(1), "1", b"1", (1,), [1] …."""
     draw = random.Random(8)
     atoms: list[Any] = [
@@ -188,12 +188,11 @@ def test_no_two_of_100_000_drawn_calls_share_a_key() -> None:
         return dict(enumerate(members)) if kind == 7 else dict(zip("abc", members, strict=False))
 
     calls: dict[bytes, str] = {}
-    for _ in range(200_000):
+    while len(calls) < 100_000:
         call = drawn(3)
         said = calls.setdefault(encode_key(call), repr(call))
         assert said == repr(call)
     assert len(calls) == len(set(calls.values()))
-    assert len(calls) > 50_000
 
 
 @pytest.mark.parametrize(
