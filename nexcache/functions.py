@@ -32,6 +32,7 @@ from nexcache import tenants
 from nexcache.collapse import UntilSent
 from nexcache.entries import Entries, Found, Live, Missing, Raw
 from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NoTenant
+from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.generations import Snapshot
 from nexcache.invalidation.targets import Targets, check_name
@@ -39,6 +40,7 @@ from nexcache.key import LONGEST_REQUEST, CacheKey, KeySpace, name_of
 from nexcache.message import StoredResponse
 from nexcache.parameters import Parameters
 from nexcache.policy import Duration, Size, size_in_bytes
+from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, Filled, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
@@ -57,9 +59,15 @@ MOST_TAGS: Final = 32
 """Tags of one entry, the one that stands for the call alone included."""
 _FOLLOWS: Final = 2
 """Computations that a call follows while they fail: the first, and its one successor."""
+_LEASED: Final = 600.0
+"""Seconds for which a computation keeps other nodes from doing the same."""
+_AWAITED: Final = 30.0
+"""Seconds for which another node's computation is waited for."""
 _DETACHED: Final = 30.0
 """Seconds that a computation may go on after its caller has left."""
 _READ_ANEW: Final = object()
+_END: Final = {None: End.OVER, NotStoredReason.INVALIDATED: End.OVER, NotStoredReason.BACKEND: End.LOST}
+"""What other nodes are told of a result that was kept, or not for this reason; of all others, that it is alone."""
 _CALL: Final = "call:"
 
 
@@ -156,13 +164,11 @@ class Computation:
     """A computation under way: what those who wait for the same follow."""
 
     def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.outcome: asyncio.Future[bytes | None] = loop.create_future()
-        """The result as bytes; None: follow no longer, compute."""
-        self.over: asyncio.Future[None] = loop.create_future()
-        """Done when the result is kept, or will not be."""
+        self.outcome: asyncio.Future[bytes | End] = asyncio.get_running_loop().create_future()
+        """The result as bytes, or how it ended without one that can be shared."""
+        self.elsewhere = False
+        """Whether another node computes."""
         self.followers = 0
-        self.failed = False
 
 
 @dataclass(slots=True)
@@ -172,6 +178,7 @@ class Lead:
     question: Question
     snapshot: Snapshot
     computation: Computation
+    lease: Lease | None
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -189,20 +196,23 @@ class Known:
 class Calls:
     """Finds and keeps the results of calls; used on one event loop."""
 
-    def __init__(self, *, entries: Entries, emitter: Emitter, budget: float) -> None:
+    def __init__(self, *, entries: Entries, emitter: Emitter, leases: FillLeases | None, budget: float) -> None:
         self._entries = entries
         self._emitter = emitter
+        self._leases = leases
         self._budget = budget
         self._computations: dict[tuple[bytes, tuple[bytes, ...]], Computation] = {}
         self._lookups: UntilSent[Found | Missing] = UntilSent()
-        self._captures: UntilSent[Snapshot] = UntilSent()
+        self._captures: UntilSent[Captured] = UntilSent()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waits: set[asyncio.Task[None]] = set()
         self.counting = Lock()
         """Hits are counted by whatever thread has them."""
 
     async def look(self, question: Question, *, anew: bool = False) -> Known | Lead:
         """Find the answer, or hand the computation to the asker; `anew`: whatever is stored or under way."""
-        key, followed = question.key, _FOLLOWS if anew else 0
+        key, followed, waits = question.key, _FOLLOWS if anew else 0, 0
+        impatient = False
         while True:
             deadline = asyncio.get_running_loop().time() + self._budget
             looked: Found | Missing
@@ -211,18 +221,32 @@ class Calls:
             else:
                 looked = await self._lookup(question, deadline)
             if isinstance(looked, Found):
-                return self._found(question, looked)
-            computation = self._under_way(key, looked.generations) if followed < _FOLLOWS else None
+                return self._found(question, looked, collapsed=waits > 0)
+            shared = followed < _FOLLOWS
+            computation = self._under_way(key, looked.generations, impatient=impatient) if shared else None
             if computation is None:
-                snapshot = await self._capture(key, looked, deadline)
-                computation = self._under_way(key, snapshot.generations) if followed < _FOLLOWS else None
+                captured = await self._capture(key, looked, deadline, shared=shared)
+                generations = captured.snapshot.generations
+                computation = self._under_way(key, generations, impatient=impatient) if shared else None
+                if computation is None and captured.elsewhere is not None and not impatient:
+                    computation = self._wait_elsewhere(key, captured, captured.elsewhere)
                 if computation is None:
-                    return self._lead(question, snapshot, shared=followed < _FOLLOWS)
+                    if captured.lease is not None and not captured.lease.claim():  # its computation has ended meanwhile
+                        continue
+                    return self._lead(question, captured, shared=shared)
             computation.followers += 1
-            body = await asyncio.shield(computation.outcome)
-            if body is not None:
-                return Known(body, collapsed=True)
-            followed = followed + 1 if computation.failed else _FOLLOWS
+            match await asyncio.shield(computation.outcome):
+                case bytes(body):
+                    return Known(body, collapsed=True)
+                case End.OVER | End.LAPSED:
+                    waits += 1
+                    impatient = waits >= _FOLLOWS
+                case End.LOST | End.OVERDUE:
+                    followed, impatient = followed + 1, True
+                case End.FAILED:
+                    followed += 1
+                case End.ALONE:
+                    followed = _FOLLOWS
 
     async def peek(self, question: Question) -> Known | None:
         """Return what is stored, if anything is; counts nothing."""
@@ -235,7 +259,7 @@ class Calls:
         reason = written.reason
         try:
             if not computation.outcome.done():
-                computation.outcome.set_result(written.body)
+                computation.outcome.set_result(written.body if written.body is not None else End.ALONE)
             if self._emitter.hears(Filled):
                 duration = time.perf_counter() - lead.began
                 self._emitter.emit(Filled(question.operation, question.tenant, duration, computation.followers))
@@ -250,16 +274,15 @@ class Calls:
             if reason is not None:
                 self._emitter.emit(NotStored(question.operation, question.tenant, reason))
         finally:
-            self._over(lead)
+            self._over(lead, _END.get(reason, End.ALONE))
         return reason
 
     def fail(self, lead: Lead) -> None:
         """Note that a computation raised: an exception is never kept, and one who waits computes next."""
-        lead.computation.failed = True
         if not lead.computation.outcome.done():
-            lead.computation.outcome.set_result(None)
+            lead.computation.outcome.set_result(End.FAILED)
         self._emitter.emit(NotStored(lead.question.operation, lead.question.tenant, NotStoredReason.FAILED))
-        self._over(lead)
+        self._over(lead, End.FAILED)
 
     async def failed(self, lead: Lead) -> None:
         """Do what `fail` does, for another thread."""
@@ -403,34 +426,72 @@ class Calls:
             lambda on_sent: entries.lookup(key, question.counts, deadline=deadline, on_sent=on_sent),
         )
 
-    async def _capture(self, key: CacheKey, missing: Missing, deadline: float) -> Snapshot:
-        return await self._captures.run(
-            key.name + key.request,
-            lambda on_sent: self._entries.capture(key, missing, deadline=deadline, on_sent=on_sent),
-        )
+    async def _capture(self, key: CacheKey, missing: Missing, deadline: float, *, shared: bool) -> Captured:
+        """Capture the generations of a key; with the lease, if the result is to be shared with other nodes."""
+        leases = self._leases if shared and missing.tier is Tier.REDIS else None
 
-    def _found(self, question: Question, found: Found) -> Known:
+        async def call(on_sent: Callable[[], None]) -> Captured:
+            async def capture(lease: LeaseOffer | None = None) -> Snapshot:
+                return await self._entries.capture(key, missing, deadline=deadline, on_sent=on_sent, lease=lease)
+
+            if leases is None:
+                return Captured(await capture())
+            return await leases.capture(key, missing.generations, capture, deadline=deadline)
+
+        return await self._captures.run(b"%d:%b%b" % (leases is not None, key.name, key.request), call)
+
+    def _found(self, question: Question, found: Found, *, collapsed: bool = False) -> Known:
         response = found.prepared.response
         if found.live is not None and self._entries.first is not None:
             self._entries.first.alias(question.raw, found.live)
         age = max(0.0, time.time() - response.stored_at)
-        return Known(response.body, found.tier, age, max(0.0, response.ttl - age))
+        return Known(response.body, found.tier, age, max(0.0, response.ttl - age), collapsed)
 
-    def _under_way(self, key: CacheKey, generations: tuple[bytes, ...] | None) -> Computation | None:
-        return None if generations is None else self._computations.get((key.name + key.request, generations))
+    def _under_way(
+        self, key: CacheKey, generations: tuple[bytes, ...] | None, *, impatient: bool = False
+    ) -> Computation | None:
+        """Return the computation that may be followed; who is impatient waits for no other node."""
+        if generations is None:
+            return None
+        computation = self._computations.get((key.name + key.request, generations))
+        return None if computation is None or (impatient and computation.elsewhere) else computation
 
-    def _lead(self, question: Question, snapshot: Snapshot, *, shared: bool) -> Lead:
+    def _wait_elsewhere(self, key: CacheKey, captured: Captured, name: bytes) -> Computation:
+        """Wait for another node's computation, all of this node together."""
+        computation = Computation()
+        computation.elsewhere = True
+        flight = (key.name + key.request, captured.snapshot.generations)
+        self._computations[flight] = computation
+
+        async def wait() -> None:
+            end = End.LAPSED
+            try:
+                if self._leases is not None:
+                    end = await self._leases.ended(name, since=captured.at, limit=_AWAITED)
+            finally:
+                if self._computations.get(flight) is computation:
+                    del self._computations[flight]
+                computation.outcome.set_result(end)
+
+        task = asyncio.get_running_loop().create_task(wait(), name="nexcache-wait")
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+        return computation
+
+    def _lead(self, question: Question, captured: Captured, *, shared: bool) -> Lead:
         computation = Computation()
         if shared:
-            self._computations[question.key.name + question.key.request, snapshot.generations] = computation
-        return Lead(question, snapshot, computation)
+            self._computations[question.key.name + question.key.request, captured.snapshot.generations] = computation
+        if captured.lease is not None:
+            captured.lease.keep(_LEASED)
+        return Lead(question, captured.snapshot, computation, captured.lease)
 
-    def _over(self, lead: Lead) -> None:
+    def _over(self, lead: Lead, end: End) -> None:
         flight = (lead.question.key.name + lead.question.key.request, lead.snapshot.generations)
         if self._computations.get(flight) is lead.computation:
             del self._computations[flight]
-        if not lead.computation.over.done():
-            lead.computation.over.set_result(None)
+        if lead.lease is not None:
+            lead.lease.end(end)
 
     async def _compute(self, lead: Lead, compute: Callable[[], Awaitable[R]]) -> R:
         """Compute in a task of its own, which goes on for those who wait when its caller leaves."""
@@ -474,12 +535,14 @@ class Calls:
 
     async def aclose(self, grace: float) -> None:
         """Let computations finish for `grace` seconds, then end them."""
+        for task in self._waits:
+            task.cancel()
         tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._waits, return_exceptions=True)
 
 
 def _retrieved(computed: "asyncio.Future[Any]") -> None:

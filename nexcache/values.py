@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from nexcache.errors import InvalidName, StoreRefused, StoreUnavailable, ValueUnreadable
+from nexcache.errors import ConfigurationError, InvalidName, StoreRefused, StoreUnavailable, ValueUnreadable
 from nexcache.key import KeySpace
 from nexcache.policy import Duration, seconds
 from nexcache.stores.codec import Codec, Seal, Undecodable
@@ -29,8 +29,6 @@ _TYPED: Final = b"\x00"
 _SMALLEST: Final = -(2**63)
 _LARGEST: Final = 2**63 - 1
 _SWEPT_EVERY: Final = 1024
-_NOT_SENT: Final = frozenset(("breaker", "busy"))
-"""Failures after which it is known that the store has done nothing."""
 _INCREMENT: Final = b"""
 local number = redis.call('INCRBY', KEYS[1], ARGV[1])
 if redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -107,11 +105,18 @@ class Asks(Protocol):
     """A server that takes commands."""
 
     async def ask(
-        self, operation: str, commands: Sequence[tuple[Any, ...]], *, repeatable: bool, numbers: Sequence[int]
+        self,
+        operation: str,
+        commands: Sequence[tuple[Any, ...]],
+        *,
+        repeatable: bool,
+        numbers: Sequence[int],
+        on_sent: Callable[[], None],
     ) -> list[Any]:
         """Send commands and return their answers; raises StoreError.
 
-        `numbers` are the places of those that may be answered with an error because a value is no number.
+        `numbers` are the places of those that may be answered with an error because a value is no number. `on_sent`
+        is called when the commands are about to leave.
         """
 
 
@@ -120,6 +125,10 @@ class Seals(Protocol):
 
     async def of(self, tenant: str) -> Seal:
         """Return a tenant's seal; raises StoreError."""
+
+
+class NotAsked(StoreUnavailable):
+    """The store is away, and what it was to be asked has not left: it has done nothing."""
 
 
 class RedisValues:
@@ -134,7 +143,20 @@ class RedisValues:
             return []
         numbers = [place for place, each in enumerate(operations) if isinstance(each, Increment)]
         commands = [_command(each) for each in operations]
-        answers = await self._server.ask("values", commands, repeatable=not numbers, numbers=numbers)
+        sent = False
+
+        def leaving() -> None:
+            nonlocal sent
+            sent = True
+
+        try:
+            answers = await self._server.ask(
+                "values", commands, repeatable=not numbers, numbers=numbers, on_sent=leaving
+            )
+        except StoreUnavailable as error:
+            if sent:
+                raise
+            raise NotAsked(error.kind, str(error)) from error
         return [_plain(operation, answer) for operation, answer in zip(operations, answers, strict=True)]
 
 
@@ -285,7 +307,7 @@ class FallbackValues:
                     self._memory.drop(put.name)
             return await self._server.carry_out(operations)
         except StoreUnavailable as error:
-            if error.kind not in _NOT_SENT and any(isinstance(each, Increment) for each in operations):
+            if not isinstance(error, NotAsked) and any(isinstance(each, Increment) for each in operations):
                 raise
             return await self._memory.carry_out(operations)
 
@@ -547,4 +569,7 @@ def _number(data: bytes) -> int | None:
 def _ms(expiry: Duration | None) -> int | None:
     if expiry is None:
         return None
-    return max(1, round(seconds(expiry, "expiry") * 1000))
+    duration = seconds(expiry, "expiry")
+    if duration == 0:
+        raise ConfigurationError("expiry must be more than 0 seconds; None keeps a value")
+    return max(1, round(duration * 1000))

@@ -138,6 +138,7 @@ def build(
     held = l1 if l1 is not None else memory
     live = LiveTags(keys, most=settings.max_tags, shared=store)
     memory_values = MemoryValues()
+    leases = _leases(store, coherence)
     entries = Entries(
         keys=keys,
         tags=live,
@@ -189,7 +190,7 @@ def build(
         emitter=emitter,
         entries=entries,
         flights=Flights(),
-        leases=_leases(store, coherence),
+        leases=leases,
         invalidations=invalidations,
         coherence=coherence,
         generations=generations,
@@ -197,7 +198,9 @@ def build(
         started=_started(settings, store, signs=codec.signs),
         ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
         recent=recent,
-        calls=Calls(entries=entries, emitter=emitter, budget=settings.op_timeout_ms / 1000 * BUDGET_FACTOR),
+        calls=Calls(
+            entries=entries, emitter=emitter, leases=leases, budget=settings.op_timeout_ms / 1000 * BUDGET_FACTOR
+        ),
         codec=codec,
         values=memory_values if store is None else RedisValues(store),
         memory_values=memory_values,

@@ -265,11 +265,17 @@ class RedisCommands(ABC):
         return reply
 
     async def ask(
-        self, operation: str, commands: Sequence[Command], *, repeatable: bool, numbers: Sequence[int] = ()
+        self,
+        operation: str,
+        commands: Sequence[Command],
+        *,
+        repeatable: bool,
+        numbers: Sequence[int] = (),
+        on_sent: Callable[[], None] | None = None,
     ) -> list[Any]:
         """Send commands and return their answers; those at the places `numbers` may be told that a value is none."""
         replies, _ = await self._call(
-            operation, commands, deadline=None, repeatable=repeatable, optional=frozenset(numbers)
+            operation, commands, deadline=None, on_sent=on_sent, repeatable=repeatable, optional=frozenset(numbers)
         )
         for place in numbers:
             if isinstance(replies[place], Exception) and not _is_no_number(replies[place]):
