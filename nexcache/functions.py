@@ -35,7 +35,7 @@ from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NoTenant
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.generations import Snapshot
-from nexcache.invalidation.targets import Targets, check_name
+from nexcache.invalidation.targets import Targets, check_name, is_glob
 from nexcache.key import LONGEST_REQUEST, CacheKey, KeySpace, name_of
 from nexcache.message import StoredResponse
 from nexcache.parameters import Parameters
@@ -53,7 +53,7 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 Tags: TypeAlias = Sequence[str] | Callable[..., Iterable[str]]
-TenantOf: TypeAlias = str | Callable[..., str | None] | None
+TenantOf: TypeAlias = str | Callable[..., str | Awaitable[str | None] | None] | None
 
 MOST_TAGS: Final = 32
 """Tags of one entry, the one that stands for the call alone included."""
@@ -89,6 +89,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_name("operation", self.operation)
+        if is_glob(self.operation):
+            raise InvalidName(f"the operation {self.operation!a} is a pattern: give it a name without * and ?")
         if isinstance(self.tags, str):
             raise ConfigurationError(f'{self.operation}: tags takes a list, such as ["{self.tags}"], not one string')
 
@@ -671,6 +673,8 @@ class Asker:
         """Return the tenant; raises NoTenant for what is none."""
         if is_valid_id(tenant):
             return cast("str", tenant)
+        if inspect.iscoroutine(tenant):
+            tenant.close()  # nobody can wait for it here
         if tenant is None or inspect.isawaitable(tenant):
             raise NoTenant(self.operation)
         raise InvalidName(f"{self.operation}: not a tenant's id: {tenant!a}")
@@ -893,13 +897,11 @@ class Cached(Generic[P, R]):
     def __get__(self: "Cached[Concatenate[S, Q], R]", instance: S, owner: type[Any]) -> "Cached[Q, R]": ...
     def __get__(self, instance: Any, owner: type[Any]) -> Any:
         """Bind to an instance, like a function."""
-        return self if instance is None else bind(self, instance)
+        return self if instance is None else bind(self, instance, _BoundCoroutine)
 
 
 class _Bound:
-    """A cached method of one instance."""
-
-    __slots__ = ("_cached", "_instance")
+    __slots__ = ("__doc__", "_cached", "_instance")
 
     def __init__(self, cached: Any, instance: Any) -> None:
         self._cached = cached
@@ -918,9 +920,16 @@ class _Bound:
         return found
 
 
-def bind(cached: Any, instance: Any) -> Any:
+class _BoundCoroutine(_Bound):
+    __slots__ = ("__doc__",)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._cached(self._instance, *args, **kwargs)
+
+
+def bind(cached: Any, instance: Any, kind: type[_Bound] = _Bound) -> Any:
     """Bind a cached function to an instance."""
-    return _Bound(cached, instance)
+    return kind(cached, instance)
 
 
 class Decorator:

@@ -12,8 +12,9 @@ its own, at its first call. At the end of the interpreter the loop is closed.
 import asyncio
 import atexit
 import ctypes
+import inspect
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import update_wrapper
 from threading import Lock, Thread
@@ -358,6 +359,10 @@ def keep_for_ever(what: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(what))
 
 
+async def _awaited(tenant: Awaitable[Any]) -> Any:
+    return await tenant
+
+
 async def _nothing() -> None:
     """Leave nothing behind."""
 
@@ -405,7 +410,7 @@ class SyncCached(Generic[P, R]):
                 else:
                     cache.calls.hit(live, tenant, asker.operation, span, started)
                     return value
-        whose = asker.checked(tenant)
+        whose = self._whose(tenant)
         question = None if off else asker.question(values, whose, packed, span, started)
         if question is None:
             reason = Bypass.DISABLED if off else Bypass.KEY_TOO_LONG
@@ -455,7 +460,10 @@ class SyncCached(Generic[P, R]):
 
     def _question(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Question | None:
         values, tenant, packed = self._asker.identify(args, kwargs)
-        return self._asker.question(values, self._asker.checked(tenant), packed, None, time.perf_counter())
+        return self._asker.question(values, self._whose(tenant), packed, None, time.perf_counter())
+
+    def _whose(self, tenant: Any) -> str:
+        return self._asker.checked(self._face.run(_awaited(tenant)) if inspect.isawaitable(tenant) else tenant)
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> "SyncCached[P, R]": ...
