@@ -35,8 +35,9 @@ from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NoTenant
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.generations import Snapshot
+from nexcache.invalidation.tags import MOST_TAGS
 from nexcache.invalidation.targets import Targets, check_name, is_glob
-from nexcache.key import LONGEST_REQUEST, CacheKey, KeySpace, name_of
+from nexcache.key import CALL, LONGEST_REQUEST, CacheKey, KeySpace, name_of
 from nexcache.message import StoredResponse
 from nexcache.parameters import Parameters
 from nexcache.policy import Duration, Size, size_in_bytes
@@ -55,8 +56,6 @@ S = TypeVar("S")
 Tags: TypeAlias = Sequence[str] | Callable[..., Iterable[str]]
 TenantOf: TypeAlias = str | Callable[..., str | Awaitable[str | None] | None] | None
 
-MOST_TAGS: Final = 32
-"""Tags of one entry, the one that stands for the call alone included."""
 _FOLLOWS: Final = 2
 """Computations that a call follows while they fail: the first, and its one successor."""
 _LEASED: Final = 600.0
@@ -68,7 +67,6 @@ _DETACHED: Final = 30.0
 _READ_ANEW: Final = object()
 _END: Final = {None: End.OVER, NotStoredReason.INVALIDATED: End.OVER, NotStoredReason.BACKEND: End.LOST}
 """What other nodes are told of a result that was kept, or not for this reason; of all others, that it is alone."""
-_CALL: Final = "call:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +176,7 @@ class Lead:
     """The asker is to compute, and to hand in what comes of it with `Calls.finish` or `Calls.fail`."""
 
     question: Question
+    key: CacheKey
     snapshot: Snapshot
     computation: Computation
     lease: Lease | None
@@ -213,15 +212,16 @@ class Calls:
 
     async def look(self, question: Question, *, anew: bool = False) -> Known | Lead:
         """Find the answer, or hand the computation to the asker; `anew`: whatever is stored or under way."""
-        key, followed, waits = question.key, _FOLLOWS if anew else 0, 0
+        followed, waits = _FOLLOWS if anew else 0, 0
         impatient = False
         while True:
+            key = self._entries.known(question.key)
             deadline = asyncio.get_running_loop().time() + self._budget
             looked: Found | Missing
             if anew:
                 looked = Missing(Tier.MEMORY if self._entries.in_process else Tier.REDIS, None)
             else:
-                looked = await self._lookup(question, deadline)
+                looked = await self._lookup(question, key, deadline)
             if isinstance(looked, Found):
                 return self._found(question, looked, collapsed=waits > 0)
             shared = followed < _FOLLOWS
@@ -235,7 +235,7 @@ class Calls:
                 if computation is None:
                     if captured.lease is not None and not captured.lease.claim():  # its computation has ended meanwhile
                         continue
-                    return self._lead(question, captured, shared=shared)
+                    return self._lead(question, key, captured, shared=shared)
             computation.followers += 1
             match await asyncio.shield(computation.outcome):
                 case bytes(body):
@@ -252,7 +252,8 @@ class Calls:
 
     async def peek(self, question: Question) -> Known | None:
         """Return what is stored, if anything is; counts nothing."""
-        looked = await self._lookup(question, asyncio.get_running_loop().time() + self._budget)
+        key = self._entries.known(question.key)
+        looked = await self._lookup(question, key, asyncio.get_running_loop().time() + self._budget)
         return self._found(question, looked) if isinstance(looked, Found) else None
 
     async def finish(self, lead: Lead, written: Written) -> NotStoredReason | None:
@@ -270,7 +271,7 @@ class Calls:
                     status=200, headers=(), body=written.body, etag=b"", stored_at=time.time(), ttl=question.ttl
                 )
                 with question.span.put(question.operation) if question.span is not None else nullcontext():
-                    kept = await self._entries.keep(question.key, lead.snapshot, response, question.counts)
+                    kept = await self._entries.keep(lead.key, lead.snapshot, response, question.counts)
                 if not kept:
                     reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
             if reason is not None:
@@ -416,15 +417,15 @@ class Calls:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    async def _lookup(self, question: Question, deadline: float) -> Found | Missing:
-        key, entries = question.key, self._entries
+    async def _lookup(self, question: Question, key: CacheKey, deadline: float) -> Found | Missing:
+        entries = self._entries
         here = entries.lookup_here(key)
         if isinstance(here, Found):
             return here
         if here is not None and (entries.in_process or self._under_way(key, here.generations) is not None):
             return here
         return await self._lookups.run(
-            key.name + key.request,
+            key.identity,
             lambda on_sent: entries.lookup(key, question.counts, deadline=deadline, on_sent=on_sent),
         )
 
@@ -440,7 +441,7 @@ class Calls:
                 return Captured(await capture())
             return await leases.capture(key, missing.generations, capture, deadline=deadline)
 
-        return await self._captures.run(b"%d:%b%b" % (leases is not None, key.name, key.request), call)
+        return await self._captures.run(b"%d:%b" % (leases is not None, key.identity), call)
 
     def _found(self, question: Question, found: Found, *, collapsed: bool = False) -> Known:
         response = found.prepared.response
@@ -455,14 +456,14 @@ class Calls:
         """Return the computation that may be followed; who is impatient waits for no other node."""
         if generations is None:
             return None
-        computation = self._computations.get((key.name + key.request, generations))
+        computation = self._computations.get((key.identity, generations))
         return None if computation is None or (impatient and computation.elsewhere) else computation
 
     def _wait_elsewhere(self, key: CacheKey, captured: Captured, name: bytes) -> Computation:
         """Wait for another node's computation, all of this node together."""
         computation = Computation()
         computation.elsewhere = True
-        flight = (key.name + key.request, captured.snapshot.generations)
+        flight = (key.identity, captured.snapshot.generations)
         self._computations[flight] = computation
 
         async def wait() -> None:
@@ -480,16 +481,16 @@ class Calls:
         task.add_done_callback(self._waits.discard)
         return computation
 
-    def _lead(self, question: Question, captured: Captured, *, shared: bool) -> Lead:
+    def _lead(self, question: Question, key: CacheKey, captured: Captured, *, shared: bool) -> Lead:
         computation = Computation()
         if shared:
-            self._computations[question.key.name + question.key.request, captured.snapshot.generations] = computation
+            self._computations[key.identity, captured.snapshot.generations] = computation
         if captured.lease is not None:
             captured.lease.keep(_LEASED)
-        return Lead(question, captured.snapshot, computation, captured.lease)
+        return Lead(question, key, captured.snapshot, computation, captured.lease)
 
     def _over(self, lead: Lead, end: End) -> None:
-        flight = (lead.question.key.name + lead.question.key.request, lead.snapshot.generations)
+        flight = (lead.key.identity, lead.snapshot.generations)
         if self._computations.get(flight) is lead.computation:
             del self._computations[flight]
         if lead.lease is not None:
@@ -689,7 +690,7 @@ class Asker:
             tags = self.tags(values)
         except InvalidName:
             return None
-        return self.cache.keys.key(tenant, self.operation, request, (_CALL + key.hash, *tags))
+        return self.cache.keys.key(tenant, self.operation, request, (CALL + key.hash, *tags))
 
     def tags(self, values: Sequence[Any]) -> tuple[str, ...]:
         """Return a call's own tags; raises InvalidName for what cannot be one, or for too many."""
@@ -738,7 +739,7 @@ class Asker:
 
     def alone(self, question: Question) -> Targets:
         """Return what invalidates this one call."""
-        return Targets(tags=frozenset((_CALL + question.key.hash,)))
+        return Targets(tags=frozenset((CALL + question.key.hash,)))
 
     def name(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """Return the key of a call in the store."""

@@ -193,9 +193,14 @@ def _without_machines(value: bytes) -> bytes:
 _SHARED_TAGS: Final = 1024
 
 
+CALL: Final = "nexcache.call:"
+"""Begins the tag that stands for one call of a function alone; there are as many as entries."""
+_OF_CALL: Final = b"@tag:" + segment(CALL)
+
+
 def is_own_tag(generation: bytes) -> bool:
-    """Whether a generation is that of one tag alone."""
-    return b"@tag:" in generation
+    """Whether a generation is that of one tag alone, of which a tenant has so many and no more."""
+    return b"@tag:" in generation and _OF_CALL not in generation
 
 
 @dataclass(frozen=True, slots=True)

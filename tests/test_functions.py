@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from nexcache import CacheMiddleware, ConfigurationError, NexCache, Policy, Settings, tenants
 from nexcache.errors import CannotKey, InvalidName, NoTenant
-from nexcache.functions import MOST_TAGS
+from nexcache.invalidation.tags import MOST_TAGS
 from nexcache.telemetry.events import Answered, Event, NotStored
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result
 from nexcache.value_codec import NotEncodable
@@ -714,6 +714,24 @@ async def test_one_call_invalidates_a_users_results_of_several_operations(cache:
     assert await ask() == []
     await cache.invalidate("acme", "*")
     assert len(await ask()) == 4
+
+
+async def test_the_tags_that_stand_for_single_calls_use_up_none_of_a_tenants_tags(
+    valkey: Valkey, redis_url: str
+) -> None:
+    async with in_store(redis_url, max_tags=3) as cache:
+        plain = cache.cached("users", ttl=60)(function)
+        tagged = cache.cached("user_info", ttl=60, tags=["user:{user_id}"])(function)
+        for number in range(20):
+            await plain(number)
+        await tagged(1)
+        await tagged(2)
+
+        assert valkey.ask("EXISTS", "nexarch:acme:@tag:user%3A1", "nexarch:acme:@tag:user%3A2") == 2
+        assert valkey.ask("KEYS", "nexarch:acme:@tags:*") == []
+        await plain.invalidate(1)
+        stored = [(await plain.explain(number)).stored for number in range(20)]
+        assert stored == [number != 1 for number in range(20)]
 
 
 async def test_what_was_invalidated_while_it_was_computed_is_not_kept(cache: NexCache) -> None:
