@@ -524,7 +524,8 @@ def test_forked_children_and_their_parent_use_the_cache_each_with_its_own_connec
     ended = run(FORKS, url)
 
     assert (ended.returncode, ended.stdout) == (0, f"[0, 0, 0, 0] {101 if url else 1}\n"), ended.stderr
-    warned = [line for line in ended.stderr.splitlines() if "nexcache.st" not in line and "fork()" not in line]
+    expected = ("nexcache.st", "fork()", "Executing <")  # the last: asyncio, of a busy machine
+    warned = [line for line in ended.stderr.splitlines() if not any(word in line for word in expected)]
     assert warned == []
 
 
@@ -573,14 +574,16 @@ def test_behind_a_pre_forking_wsgi_server(redis_url: str, tmp_path: Path) -> Non
             assert answer.status_code == 200, answer.text
             return tuple(map(int, answer.text.split()))
 
+        answers: list[tuple[int, ...]] = []
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(ask, range(200)))
+            while len({asked for asked, *_ in answers}) < 3 and len(answers) < 2_000:  # a worker boots after the first
+                answers += pool.map(ask, range(100))
     finally:
         server.send_signal(signal.SIGTERM)
         _, errors = server.communicate(timeout=30)
     asked, _, counts = zip(*answers, strict=True)
-    assert len(set(asked)) > 1  # several workers did answer
-    assert sorted(counts) == list(range(1, 201))
+    assert len(set(asked)) == 3
+    assert sorted(counts) == list(range(1, len(answers) + 1))
     by_number = [{answer[1] for number, answer in enumerate(answers) if number % 5 == each} for each in range(5)]
     assert all(len(each) == 1 for each in by_number)  # one computation for all workers
     assert by_number[0] == {server.pid}  # the master's own, at import time
