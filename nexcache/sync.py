@@ -489,6 +489,10 @@ class SyncValues:
         """Write a value; without `expiry` it is kept."""
         self._face.run(self._values.set(name, value, expiry))
 
+    def add(self, name: str, value: Any, expiry: Duration | None = None) -> bool:
+        """Write a value only where there is none, atomically; whether it was written."""
+        return self._face.run(self._values.add(name, value, expiry))
+
     def delete(self, *names: str) -> int:
         """Remove values; returns how many there were."""
         return self._face.run(self._values.delete(*names))

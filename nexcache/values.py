@@ -138,10 +138,11 @@ class RedisValues:
         self._server = server
 
     async def carry_out(self, operations: Sequence[Operation]) -> list[Any]:
-        """Send one command for each operation. Where one counts, nothing is sent again after a doubtful failure."""
+        """Send one command for each operation; after a doubtful failure repeat only what may be done twice."""
         if not operations:
             return []
         numbers = [place for place, each in enumerate(operations) if isinstance(each, Increment)]
+        repeatable = not numbers and not any(isinstance(each, Put) and each.absent for each in operations)
         commands = [_command(each) for each in operations]
         sent = False
 
@@ -151,7 +152,7 @@ class RedisValues:
 
         try:
             answers = await self._server.ask(
-                "values", commands, repeatable=not numbers, numbers=numbers, on_sent=leaving
+                "values", commands, repeatable=repeatable, numbers=numbers, on_sent=leaving
             )
         except StoreUnavailable as error:
             if sent:
@@ -372,6 +373,10 @@ class Values:
         """
         await self._do(self._set(name, value, expiry))
 
+    async def add(self, name: str, value: Any, expiry: Duration | None = None) -> bool:
+        """Write a value only where there is none, atomically; whether it was written."""
+        return await self._do(self._set(name, value, expiry, absent=True))
+
     async def delete(self, *names: str) -> int:
         """Remove values; returns how many there were."""
         return sum(await self._all([self._delete(name) for name in names]))
@@ -412,12 +417,14 @@ class Values:
         key = self._name(name)
         return _Call(lambda _: Get(key), lambda data, seal: self._decode(name, data, default, seal))
 
-    def _set(self, name: str, value: Any, expiry: Duration | None) -> _Call[None]:
+    def _set(self, name: str, value: Any, expiry: Duration | None, *, absent: bool = False) -> _Call[bool]:
         key, ttl_ms = self._name(name), _ms(expiry)
         if type(value) is int and _SMALLEST <= value <= _LARGEST:
-            return _Call(lambda _: Put(key, b"%d" % value, ttl_ms), _nothing)
+            return _Call(lambda _: Put(key, b"%d" % value, ttl_ms, absent), lambda answer, _: bool(answer))
         payload = self._values.encode(value)
-        return _Call(lambda seal: Put(key, self._written(key, payload, seal), ttl_ms), _nothing)
+        return _Call(
+            lambda seal: Put(key, self._written(key, payload, seal), ttl_ms, absent), lambda answer, _: bool(answer)
+        )
 
     def _delete(self, name: str) -> _Call[int]:
         key = self._name(name)
@@ -490,7 +497,7 @@ class Pipeline:
         """As `Values.get`."""
         return self._add(self._values._get(name, default))  # noqa: SLF001 - its other half
 
-    def set(self, name: str, value: Any, expiry: Duration | None = None) -> Pending[None]:
+    def set(self, name: str, value: Any, expiry: Duration | None = None) -> Pending[bool]:
         """As `Values.set`."""
         return self._add(self._values._set(name, value, expiry))  # noqa: SLF001 - its other half
 
@@ -545,10 +552,6 @@ class Pipeline:
         pending: Pending[Answer] = Pending()
         self._calls.append((call, pending))
         return pending
-
-
-def _nothing(_answer: Any, _seal: Seal | None) -> None:
-    """Take an answer that says nothing."""
 
 
 def _raised(answer: Any) -> int:

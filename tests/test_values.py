@@ -58,6 +58,16 @@ async def test_what_is_not_there_is_the_default(cache: NexCache) -> None:
     assert not await values.expire("name", 5)
 
 
+async def test_a_value_is_added_only_where_there_is_none(cache: NexCache) -> None:
+    values = cache.tenant("acme")
+
+    assert [await values.add("name", 1), await values.add("name", 2)] == [True, False]
+    assert await values.get("name") == 1
+    await values.delete("name")
+    assert await values.add("name", [3])
+    assert await values.get("name") == [3]
+
+
 async def test_a_stored_none_is_there(cache: NexCache) -> None:
     values = cache.tenant("acme")
     await values.set("name", None)
