@@ -1,43 +1,50 @@
 """NexCache: the thin face of a cache. Every call goes on to the part that does it."""
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
+from nexcache.errors import ConfigurationError
 from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.fill_lease import FillLeases
+from nexcache.functions import Calls, Decorator, Options, Tags, TenantOf, question_of_parts
 from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
 from nexcache.ladder import rung_of
 from nexcache.ledger import Statistics
-from nexcache.policy import Policy, seconds
+from nexcache.policy import LONGEST, Duration, Policy, Size, seconds
 from nexcache.rate_limit import Algorithm, Rate, RateLimit
 from nexcache.refresh import Recent, Refreshes, Target, Warmed
 from nexcache.sample import Preview, Sample
 from nexcache.settings import Settings
 from nexcache.stores.base import StoreHealth
+from nexcache.sync import SyncFace, keep_for_ever
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import Emitter, Stopped
-from nexcache.telemetry.names import Trigger
+from nexcache.telemetry.names import Bypass, Trigger
 from nexcache.telemetry.prometheus import CONTENT_TYPE
-from nexcache.wiring import build, version
+from nexcache.tenants import is_valid_id
+from nexcache.value_codec import Types
+from nexcache.values import FallbackValues, MemoryValues, Values
+from nexcache.wiring import BUDGET_FACTOR, build, version
 
 if TYPE_CHECKING:
     from nexcache.stores.redis import RedisCommands
     from nexcache.stores.target import CredentialProvider
 
+T = TypeVar("T")
 _WARMED_AT_ONCE: Final = 4
 _GRACE: Final = 5.0
-_BUDGET_FACTOR: Final = 1.2
 
 
 class Flushes(Protocol):
@@ -63,12 +70,27 @@ class NexCache:
         *,
         store: "RedisCommands | None" = None,
         credential_provider: "CredentialProvider | None" = None,
+        default_tenant: str | None = None,
     ) -> None:
         self.settings = settings if settings is not None else Settings()
+        self.default_tenant = default_tenant if default_tenant is not None else self.settings.default_tenant
+        """Whose calls are those of cached functions that name no tenant; None: such a call is an error."""
+        if self.default_tenant is not None and not is_valid_id(self.default_tenant):
+            raise ConfigurationError(f"default_tenant is no tenant's id: {self.default_tenant!a}")
+        self.types = Types()
+        """The classes that cached functions and values restore, beside those of their annotations."""
+        self.sync = SyncFace(self)
+        """The same calls for synchronous code."""
+        self.home: asyncio.AbstractEventLoop | None = None
+        """The event loop that the cache is used on."""
+        self._store = store
+        self._credentials = credential_provider
         self._parts = build(self.settings, store=store, credentials=credential_provider)
+        self._longest_ttl = 0.0
+        _caches.add(self)
         self._told = False
         self.enabled = self.settings.enabled
-        self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
+        self.store_budget = self.settings.op_timeout_ms / 1000 * BUDGET_FACTOR
         self._disabled: set[str] = set()
         self._apps: WeakSet[Behind] = WeakSet()
         self._attached: WeakSet[Flushes] = WeakSet()
@@ -151,17 +173,44 @@ class NexCache:
 
     def ttl_of(self, policy: Policy) -> float:
         """Return for how many seconds a policy's responses are kept: CACHE_TTL_<OP>, the policy's own, the default."""
-        ttl = self.settings.ttl_of(policy.op)
-        if ttl is None:
-            ttl = self.settings.ttl_seconds if policy.ttl is None else seconds(policy.ttl)
-        for generations in self._parts.generations:
-            generations.keep_for(ttl if policy.window is None else max(ttl, policy.window.longest))
+        ttl = self.ttl_for(policy.op, policy.ttl)
+        if policy.window is not None:
+            self._entries_live(policy.window.longest)
         return ttl
+
+    def ttl_for(self, operation: str, given: Duration | None) -> float:
+        """Return for how many seconds an operation's results are kept: CACHE_TTL_<OP>, what is given, the default."""
+        ttl = self.settings.ttl_of(operation)
+        if ttl is None:
+            ttl = self.settings.ttl_seconds if given is None else seconds(given, "ttl")
+            if not 0 < ttl <= LONGEST:
+                raise ConfigurationError(f"{operation}: ttl must be more than 0 seconds and at most 30 days")
+        self._entries_live(ttl)
+        return ttl
+
+    def _entries_live(self, ttl: float) -> None:
+        if ttl > self._longest_ttl:
+            self._longest_ttl = ttl
+            for generations in self._parts.generations:
+                generations.keep_for(ttl)
+
+    @property
+    def calls(self) -> Calls:
+        """What answers the calls of cached functions."""
+        return self._parts.calls
 
     # --- life cycle ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Say once which store is used. Sockets open at the first request."""
+        """Say once which store is used. Sockets open at the first request.
+
+        The cache is used on one event loop: that of the last caller that is not `cache.sync`.
+        """
+        loop = asyncio.get_running_loop()
+        if self.home is loop:
+            return
+        await self.sync.hand_over(loop)
+        self.home = loop
         if not self._told:
             self._told = True
             self.emitter.emit(self._parts.started)
@@ -174,11 +223,13 @@ class NexCache:
 
     async def aclose(self) -> None:
         """Let computations finish, deliver what is queued, and close the sockets."""
+        if self.home is asyncio.get_running_loop():
+            self.home = None
         self.emitter.emit(Stopped())
         for part in tuple(self._attached):
             await part.aclose()
         await self._parts.refreshes.aclose()
-        await self._parts.flights.aclose(_GRACE)
+        await asyncio.gather(self._parts.flights.aclose(_GRACE), self._parts.calls.aclose(_GRACE))
         if self._parts.leases is not None:
             await self._parts.leases.aclose()
         await self._parts.invalidations.aclose()
@@ -371,6 +422,108 @@ class NexCache:
                 group.create_task(refresh(target))
         return so_far()
 
+    # --- functions and values ------------------------------------------------------------------------------
+
+    def cached(
+        self,
+        operation: str,
+        *,
+        ttl: Duration | None = None,
+        key: Callable[..., Any] | None = None,
+        tags: Tags = (),
+        tenant: TenantOf = None,
+        exclude: Sequence[str] = (),
+        cache_none: bool = True,
+        condition: Callable[[Any], bool] | None = None,
+        version: str = "",
+        max_size: Size = "1MiB",
+        types: Sequence[Any] = (),
+    ) -> Decorator:
+        """Cache the results of a coroutine function, or method, under an operation's name.
+
+        A call is found by the function's name and all of its arguments, except those that `exclude` names; or, with
+        `key`, by what that callable makes of the arguments, and nothing else. `tenant` names the argument that holds
+        it, or is a callable of the arguments; without it, it is that of the request (`tenants.current`), or
+        `default_tenant`. `tags` are templates of the arguments' names (`"user:{user_id}"`), or a callable of them.
+
+        An exception is never cached. None is, unless `cache_none=False`; what `condition` refuses is not. `version`
+        is to be changed with what the results mean. `types` are classes that may come back, beside those that the
+        return annotation names. What cannot be written down is returned, and not kept.
+        """
+        return Decorator(
+            self,
+            Options(
+                operation,
+                ttl=ttl,
+                key=key,
+                tags=tags,
+                tenant=tenant,
+                exclude=exclude,
+                cache_none=cache_none,
+                condition=condition,
+                version=version,
+                max_size=max_size,
+                types=tuple(types),
+            ),
+        )
+
+    async def get_or_compute(
+        self,
+        tenant: str,
+        operation: str,
+        parts: Sequence[Any],
+        compute: Callable[[], Awaitable[T]],
+        *,
+        ttl: Duration | None = None,
+        tags: Sequence[str] = (),
+    ) -> T:
+        """Return what is kept for a tenant's operation under these parts, or compute and keep it.
+
+        It is found by its parts alone: a function cached with a `key` that returns the same tuple shares it. Raises
+        what `compute` raises, and keeps nothing then; InvalidName for a bad name or tag, CannotKey for a bad part.
+        """
+        started = time.perf_counter()
+        asker, question = question_of_parts(self, tenant, operation, parts, ttl=ttl, tags=tags, started=started)
+        if asker.is_off():
+            try:
+                return await compute()
+            finally:
+                asker.bypassed(question.tenant, Bypass.DISABLED, question.span, started)
+        await self.start()
+        return await self.calls.answer(question, compute)
+
+    def tenant(
+        self,
+        name: str,
+        *,
+        when_away: Literal["raise", "memory"] = "raise",
+        types: Sequence[Any] = (),
+        encrypted: bool = False,
+    ) -> Values:
+        """Return a tenant's own values: get, set, delete, exists, increment, expire, get_many, set_many, pipeline.
+
+        They are kept until they are deleted or their expiry is over, under a prefix that no invalidation reaches.
+        While the store is away calls raise StoreUnavailable, or go on in this process with `when_away="memory"`.
+        `types` are classes that may come back. `encrypted` needs `CACHE_ENCRYPTION_KEYS` where there is a store.
+        """
+        if when_away not in ("raise", "memory"):
+            raise ValueError(f'when_away is "raise" or "memory", not {when_away!a}')
+        parts = self._parts
+        backend = parts.values
+        in_process = isinstance(backend, MemoryValues)
+        if encrypted and parts.vault is None and not in_process:
+            raise ConfigurationError(f"the values of {name!a} are to be encrypted: set CACHE_ENCRYPTION_KEYS")
+        if when_away == "memory" and not in_process:
+            backend = FallbackValues(backend, parts.memory_values)
+        return Values(
+            tenant=name,
+            backend=backend,
+            keys=self.keys,
+            codec=parts.codec,
+            types=Types(types, others=self.types),
+            seals=parts.vault if encrypted else None,
+        )
+
     # --- rate limits ---------------------------------------------------------------------------------------
 
     def rate_limit(
@@ -439,3 +592,26 @@ class NexCache:
             tracing_failures=parts.tracing.failures,
             alerts=tuple(alert.rule.name for alert in self.alerts if alert.firing),
         )
+
+    def forked(self) -> None:
+        """In a forked child: begin anew, and leave alone what the parent still uses."""
+        abandoned = self.sync.forked()
+        if self.home is None:
+            return
+        keep_for_ever((abandoned, self.home, self._parts, vars(self._store).copy() if self._store else None))
+        self.home = None
+        self._parts = build(self.settings, store=self._store, credentials=self._credentials)
+        for generations in self._parts.generations:
+            generations.keep_for(self._longest_ttl)
+
+
+_caches: "WeakSet[NexCache]" = WeakSet()
+
+
+def _forked() -> None:
+    for cache in tuple(_caches):
+        cache.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

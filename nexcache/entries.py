@@ -7,6 +7,7 @@ it then serves what this process itself has filled, for a short time, under gene
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -36,6 +37,8 @@ Raw: TypeAlias = tuple[Hashable, ...]
 _MOST_ALIASES = 8
 _LONGEST_HERE = 30.0
 """Seconds after which an entry that the store holds too is read from it again."""
+_MOST_GLANCED = 1024
+"""Uses by other threads that are noted until the next entry is kept."""
 _CHECKED_FOR = 0.05
 """Seconds for which an entry in use needs no second look as long as no generation changes."""
 
@@ -65,7 +68,7 @@ class Ages(Protocol):
 class Live:
     """An entry in this process's memory, ready to be sent."""
 
-    __slots__ = ("aliases", "changes", "counts", "entry", "expires_at", "good_until", "name", "prepared")
+    __slots__ = ("aliases", "changes", "counts", "entry", "expires_at", "good_until", "name", "prepared", "value")
 
     def __init__(
         self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts, prepared: Prepared
@@ -79,6 +82,8 @@ class Live:
         self.changes = -1
         """What `Currency.changes` was when the generations were looked at."""
         self.good_until = 0.0
+        self.value: object = None
+        """What a function makes of the body, where it is one's result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,7 @@ class Memory:
         self._emitter = emitter
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
+        self._glanced: deque[bytes] = deque(maxlen=_MOST_GLANCED)
         self._entries: Bounded[Live] = Bounded(
             max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left, owner=tenant_of
         )
@@ -165,6 +171,21 @@ class Memory:
         if live.changes == self._generations.changes and self._clock() < live.good_until:
             return live
         return live if self._is_usable(live) else None
+
+    def glance(self, raw: Raw) -> Live | None:
+        """Do what `peek` does, from any thread: it changes nothing but a note that the entry was used."""
+        live = self._aliases.get(raw)
+        if live is None:
+            return None
+        changes, now = self._generations.changes, self._clock()
+        if not (live.changes == changes and now < live.good_until):
+            good_until = self._generations.good_until(live.entry.generations)
+            if live.expires_at <= now or good_until is None or good_until <= now:
+                return None
+            if self._generations.changes != changes:
+                return None
+        self._glanced.append(live.name)
+        return live
 
     def held(self, prefix: bytes, most: int) -> Iterator[tuple[bytes, Entry, bool]]:
         """Give up to `most` entries whose keys begin with `prefix`, and whether each may be used now."""
@@ -215,6 +236,10 @@ class Memory:
 
     def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts, *, lifetime: float) -> Live | None:
         """Keep an entry until its time is over or its room is needed; None if it is too large."""
+        while self._glanced:
+            name = self._glanced.popleft()
+            if self._entries.size_of(name):
+                self._entries.touch(name)
         self._forget(self._entries.pop(key.name))
         live = Live(key.name, entry, self._clock() + lifetime, counts, ready(entry.response))
         held = lifetime if self._ages is None else lifetime + entry.response.kept_on

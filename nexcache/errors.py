@@ -13,6 +13,31 @@ class InvalidName(NexCacheError, ValueError):  # noqa: N818 - reads as what it s
     """A tenant, an operation or a tag that cannot be part of a key."""
 
 
+class CannotKey(NexCacheError, TypeError):  # noqa: N818 - reads as what it says
+    """An argument of a cached function cannot be part of a key; says which, and what to do."""
+
+    def __init__(self, function: str, argument: str, kind: str) -> None:
+        super().__init__(
+            f"{function}(): the argument {argument!r} of type {kind} cannot be part of a key: exclude=[{argument!r}] "
+            f"if it makes no difference to the result, key=… to say what does, or give {kind} a method __cache_key__()"
+        )
+        self.argument = argument
+
+
+class NoTenant(NexCacheError, LookupError):  # noqa: N818 - reads as what it says
+    """A call names no tenant, and there is no default one: whose result it is cannot be known."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}: no tenant: name the argument that holds it (tenant=…), call it inside a request that the "
+            "middleware has resolved or inside tenants.acting_for(…), or build NexCache(default_tenant=…)"
+        )
+
+
+class ValueUnreadable(NexCacheError, ValueError):  # noqa: N818 - reads as what it says
+    """A kept value is there but cannot be used: corrupt, forged, or of a class that is not known here."""
+
+
 class StoreError(NexCacheError):
     """The store did not do what it was asked to; nothing is known of the value."""
 

@@ -193,9 +193,14 @@ def _without_machines(value: bytes) -> bytes:
 _SHARED_TAGS: Final = 1024
 
 
+CALL: Final = "nexcache.call:"
+"""Begins the tag that stands for one call of a function alone; there are as many as entries."""
+_OF_CALL: Final = b"@tag:" + segment(CALL)
+
+
 def is_own_tag(generation: bytes) -> bool:
-    """Whether a generation is that of one tag alone."""
-    return b"@tag:" in generation
+    """Whether a generation is that of one tag alone, of which a tenant has so many and no more."""
+    return b"@tag:" in generation and _OF_CALL not in generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +299,15 @@ class KeySpace:
         encoded = segment(tenant)
         return b"nexarch.key:{" + encoded + b"}" if self._cluster else b"nexarch.key:" + encoded
 
+    def values(self, tenant: str) -> bytes:
+        """Return what the keys of a tenant's own values begin with; no invalidation reaches them."""
+        encoded = segment(tenant)
+        return b"nexarch.value:{" + encoded + b"}:" if self._cluster else b"nexarch.value:" + encoded + b":"
+
+    def value(self, tenant: str, name: str) -> bytes:
+        """Return the key of a tenant's own value."""
+        return self.values(tenant) + segment(name)
+
     def limits(self, tenant: str) -> bytes:
         """Return what the keys of a tenant's rate limits begin with; no invalidation reaches them."""
         encoded = segment(tenant)
@@ -323,6 +337,18 @@ class KeySpace:
             (prefix + b"@tenant", prefix + b"@op:" + segment(operation), *own),
             own,
         )
+
+    def call(self, tenant: str, operation: str, identity: bytes, arguments: bytes) -> bytes:
+        """Write down a function's call so that two calls are equal exactly if function and arguments are."""
+        parts = (
+            b"call",  # no request begins with this
+            self._format,
+            operation.encode("utf-8", "surrogatepass"),
+            tenant.encode("utf-8", "surrogatepass"),
+            identity,
+            arguments,
+        )
+        return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
     def canonical(
         self,

@@ -44,7 +44,7 @@ from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
-from nexcache.tenants import Resolver, is_valid_id
+from nexcache.tenants import Caller, Resolver, current, is_valid_id
 
 _BODY_KEYED: Final = 64 * 1024
 """Bytes of a request's body that may be part of a key."""
@@ -230,7 +230,11 @@ class CacheMiddleware:
         cache = self._cache
         matched = self._match(scope)
         if matched is None or not cache.enabled:
-            await self.app(scope, receive, send)
+            token = current.set(Caller(self._tenant, scope))
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                current.reset(token)
             return
         if not self._started:
             await self._start()
@@ -775,7 +779,11 @@ class CacheMiddleware:
                 message = {**message, "headers": [*message.get("headers", ()), (cache_status.NAME, status)]}
             await send(message)
 
-        await self.app(request.scope, request.receive, tell)
+        token = current.set(request.tenant or None)
+        try:
+            await self.app(request.scope, request.receive, tell)
+        finally:
+            current.reset(token)
 
     async def _follow(self, request: _Request, response: StoredResponse) -> None:
         """Answer with what was computed for another request that was waiting for the same."""
@@ -831,6 +839,7 @@ class CacheMiddleware:
                 cache.flights.remember_alone(key)
             cache.emitter.emit(NotStored(policy.op, key.tenant, outcome.reason, key.hash))
 
+        token = current.set(key.tenant)  # the app runs in a task, which takes a copy of the context
         fill = Fill(
             app=self.app,
             scope=_unconditional(request.scope),
@@ -849,6 +858,7 @@ class CacheMiddleware:
             gave_up=gave_up,
             around=span.fill(policy.op) if span is not None else None,
         )
+        current.reset(token)
         cache.flights.add(key, snapshot, fill, shared=shared)
         if lease is not None:
             lease.keep(self._hard_limit[index])

@@ -29,6 +29,7 @@ FROM_FILES: Final = (
 _T = TypeVar("_T")
 
 _TTL: Final = "cache_ttl_"
+_OTHER_TTL: Final = re.compile(r"redis_(\w+)_ttl")
 _DURATION: Final = 'must be seconds or text such as "90s", "2m" or "1h30m"'
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
 _ENDPOINT: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
@@ -70,10 +71,18 @@ class Settings(BaseSettings):
     )
     redis_db: int = Field(0, ge=0, validation_alias=AliasChoices("REDIS_DB"))
 
-    enabled: bool = Field(default=True, validation_alias=AliasChoices("CACHE_ENABLED"))
-    ttl_seconds: float = Field(300.0, gt=0, le=LONGEST, validation_alias=AliasChoices("CACHE_TTL_SECONDS"))
+    enabled: bool = Field(
+        default=True, validation_alias=AliasChoices("CACHE_ENABLED", "CACHE_ENABLE_CACHE", "REDIS_CACHE_ENABLED")
+    )
+    ttl_seconds: float = Field(
+        300.0, gt=0, le=LONGEST, validation_alias=AliasChoices("CACHE_TTL_SECONDS", "REDIS_DEFAULT_TTL")
+    )
+    default_tenant: str | None = Field(None, validation_alias=AliasChoices("CACHE_DEFAULT_TENANT"))
     operation_ttls: dict[str, float] = Field(default_factory=dict)
-    """From `CACHE_TTL_<OPERATION>`: seconds or text such as `2m`; names in upper case, other characters as `_`."""
+    """From `CACHE_TTL_<OPERATION>` or `REDIS_<OPERATION>_TTL`: seconds or text such as `2m`.
+
+    Names in upper case, other characters as `_`.
+    """
     l1_max_bytes: int = Field(64 * 1024 * 1024, ge=0, validation_alias=AliasChoices("CACHE_L1_MAX_BYTES"))
     l1_max_entries: int = Field(100_000, ge=1, validation_alias=AliasChoices("CACHE_L1_MAX_ENTRIES"))
     l1_enabled: bool = Field(default=True, validation_alias=AliasChoices("CACHE_L1_ENABLED"))
@@ -82,6 +91,11 @@ class Settings(BaseSettings):
     fallback_ttl_seconds: float = Field(10.0, ge=0, validation_alias=AliasChoices("CACHE_FALLBACK_TTL_SECONDS"))
     failover: Literal["epoch", "trust"] = Field("epoch", validation_alias=AliasChoices("CACHE_FAILOVER"))
     op_timeout_ms: float = Field(50.0, ge=1, le=10_000, validation_alias=AliasChoices("CACHE_OP_TIMEOUT_MS"))
+    """`REDIS_SOCKET_TIMEOUT` sets it too, in seconds."""
+    max_connections: int = Field(
+        50, ge=3, validation_alias=AliasChoices("CACHE_MAX_CONNECTIONS", "REDIS_MAX_CONNECTIONS")
+    )
+    """An upper bound, which a process never reaches: it shares three connections."""
     namespace_version: str = Field("", max_length=64, validation_alias=AliasChoices("CACHE_NAMESPACE_VERSION"))
     namespace_secret: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("CACHE_NAMESPACE_SECRET"))
     signing_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
@@ -306,8 +320,14 @@ class _Patterns(PydanticBaseSettingsSource):
             for name, value in self._variables.items()
             if name.startswith(_TTL) and name != _TTL + "seconds"
         }
+        for name, value in self._variables.items():
+            if (other := _OTHER_TTL.fullmatch(name)) is not None and other[1] != "default":
+                ttls.setdefault(other[1], value)
         if ttls:
             found["operation_ttls"] = ttls
+        timeout = self._variables.get("redis_socket_timeout")
+        if timeout is not None and "cache_op_timeout_ms" not in self._variables:
+            found["op_timeout_ms"] = _milliseconds(timeout)
         for name in FROM_FILES:
             path = self._variables.get(f"{name.lower()}_file")
             if path is None:
@@ -318,6 +338,13 @@ class _Patterns(PydanticBaseSettingsSource):
             if not found[name].strip():
                 raise ConfigurationError(f"{name}_FILE names an empty file")
         return found
+
+
+def _milliseconds(timeout: str) -> float:
+    try:
+        return float(timeout) * 1000
+    except ValueError:
+        raise ConfigurationError("REDIS_SOCKET_TIMEOUT must be a number of seconds") from None
 
 
 def _read(name: str, path: Path) -> str:

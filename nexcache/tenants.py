@@ -7,7 +7,9 @@ an authenticated identity first, a header only if a trusted proxy sets it.
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -15,13 +17,47 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, TypeAlias
 
 from nexcache.asgi import Scope
-from nexcache.errors import ConfigurationError
+from nexcache.errors import ConfigurationError, InvalidName
 from nexcache.semantics.headers import spellings
 
 Resolver: TypeAlias = Callable[[Scope], str | Awaitable[str | None] | None]
 
 LONGEST_ID: Final = 150
 """Bytes of UTF-8, as Loki, Mimir and Tempo have it."""
+
+
+class Caller:
+    """Whose request is being served, found out when somebody asks."""
+
+    __slots__ = ("_resolver", "_scope")
+
+    def __init__(self, resolver: Resolver, scope: Scope) -> None:
+        self._resolver = resolver
+        self._scope = scope
+
+    def resolve(self) -> str | Awaitable[str | None] | None:
+        """Return the tenant; a resolver that fails names nobody."""
+        try:
+            return self._resolver(self._scope)
+        except Exception:  # noqa: BLE001 - it is the application's own
+            return None
+
+
+current: Final[ContextVar[str | Caller | None]] = ContextVar("nexcache_tenant", default=None)
+"""Whose request is being served: set by the middleware, read by cached functions that name no tenant themselves."""
+
+
+@contextmanager
+def acting_for(tenant: str) -> Iterator[None]:
+    """Make a tenant the one that cached functions in this block are called for: in workers and scripts."""
+    if not is_valid_id(tenant):
+        raise InvalidName(f"not a tenant's id: {tenant!a}")
+    token = current.set(tenant)
+    try:
+        yield
+    finally:
+        current.reset(token)
+
 
 _KEY: Final = re.compile(
     r"(?P<tenant>[^=]+)=sha256:(?P<digest>[0-9a-fA-F]{64})"

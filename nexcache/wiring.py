@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nexcache.alerting import Gauges, Watch, Webhook
 from nexcache.alerts import rules
@@ -13,6 +13,7 @@ from nexcache.entries import Entries, Local, Memory, Shared
 from nexcache.errors import ConfigurationError
 from nexcache.explain import Explainer, Reasons
 from nexcache.fill_lease import FillLeases
+from nexcache.functions import Calls
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.invalidation.tags import LiveTags, Remembered
@@ -32,12 +33,17 @@ from nexcache.telemetry.metrics import OTelMetrics
 from nexcache.telemetry.names import Tier
 from nexcache.telemetry.otel import OTelTracing
 from nexcache.telemetry.prometheus import PrometheusText
+from nexcache.values import Backend, MemoryValues, RedisValues
 
 if TYPE_CHECKING:
     from nexcache.invalidation.coherence import Coherence
     from nexcache.stores.redis import RedisCommands
     from nexcache.stores.target import CredentialProvider
     from nexcache.vault import Vault
+
+
+BUDGET_FACTOR: Final = 1.2
+"""All asking of the store before something is computed may take this many times the limit of one answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,10 @@ class Parts:
     started: Started
     ledger: Ledger
     recent: Recent
+    calls: Calls
+    codec: Codec
+    values: Backend
+    memory_values: MemoryValues
     limits: LocalCounts
     scripted: Scripted | None
     refreshes: Refreshes
@@ -128,6 +138,8 @@ def build(
             )
     held = l1 if l1 is not None else memory
     live = LiveTags(keys, most=settings.max_tags, shared=store)
+    memory_values = MemoryValues()
+    leases = _leases(store, coherence)
     entries = Entries(
         keys=keys,
         tags=live,
@@ -179,7 +191,7 @@ def build(
         emitter=emitter,
         entries=entries,
         flights=Flights(),
-        leases=_leases(store, coherence),
+        leases=leases,
         invalidations=invalidations,
         coherence=coherence,
         generations=generations,
@@ -187,6 +199,12 @@ def build(
         started=_started(settings, store, signs=codec.signs),
         ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
         recent=recent,
+        calls=Calls(
+            entries=entries, emitter=emitter, leases=leases, budget=settings.op_timeout_ms / 1000 * BUDGET_FACTOR
+        ),
+        codec=codec,
+        values=memory_values if store is None else RedisValues(store),
+        memory_values=memory_values,
         limits=LocalCounts(),
         scripted=store,
         refreshes=Refreshes(),

@@ -39,6 +39,21 @@ def test_the_cost_of_a_hit_is_printed_beside_the_bare_app_of_the_same_run() -> N
     assert all(row["ratio"] > 0 for row in rows)
 
 
+def test_the_cost_of_a_cached_call_is_printed_beside_a_dict_a_hop_and_a_get() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "functions.py"), "--rounds", "1", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    tables = json.loads(printed.stdout)
+    coroutines, plain = tables["coroutine functions"], tables["plain functions, and the way to the event loop"]
+    assert [row["ratio"] for row in (coroutines[0], plain[2], tables["through the store"][0])] == [1, 1, 1]
+    assert all(row["µs"] > 0 for table in (coroutines, plain, tables["through the store"]) for row in table)
+
+
 def test_the_hit_ratios_under_a_stream_of_spans_are_printed_and_no_answer_is_older_than_the_bound() -> None:
     """Seconds instead of minutes: the ratios are rough, their order and the checker's verdict are not."""
     printed = subprocess.run(

@@ -25,7 +25,7 @@ def test_the_ten_lines_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("CACHE_API_KEYS", f"acme=sha256:{digest}")
-    [program] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    [program] = re.findall(r"## Ten lines\n\n```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict[str, object] = {}
 
     exec(compile(program, str(README), "exec"), names)
@@ -38,7 +38,7 @@ async def test_the_ten_lines_answer_from_the_cache(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("REDIS_URL", raising=False)
     key = "a-key"
     monkeypatch.setenv("CACHE_API_KEYS", str(ApiKey.of("acme", key)))
-    [program] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    [program] = re.findall(r"## Ten lines\n\n```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(program, str(README), "exec"), names)
 

@@ -74,6 +74,12 @@ def assert_silent(error: BaseException | None) -> None:
         ("REDIS_CREDENTIALS", "entra-id", "redis_credentials", "entra-id"),
         ("REDIS_DB", "3", "redis_db", 3),
         ("CACHE_ENABLED", "false", "enabled", False),
+        ("CACHE_ENABLE_CACHE", "false", "enabled", False),
+        ("REDIS_CACHE_ENABLED", "false", "enabled", False),
+        ("REDIS_DEFAULT_TTL", "600", "ttl_seconds", 600.0),
+        ("CACHE_MAX_CONNECTIONS", "20", "max_connections", 20),
+        ("REDIS_MAX_CONNECTIONS", "20", "max_connections", 20),
+        ("CACHE_DEFAULT_TENANT", "acme", "default_tenant", "acme"),
         ("CACHE_TTL_SECONDS", "600", "ttl_seconds", 600.0),
         ("CACHE_TTL_SECONDS", "10m", "ttl_seconds", 600.0),
         ("CACHE_L1_MAX_BYTES", "1MiB", "l1_max_bytes", 1024**2),
@@ -136,6 +142,27 @@ def test_an_empty_value_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CACHE_TTL_DASHBOARD", "")
     monkeypatch.setenv("REDIS_PASSWORD_FILE", "")
     assert Settings() == before
+
+
+def test_other_products_names_for_operations_and_timeouts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_SUMMARY_TTL", "900")
+    monkeypatch.setenv("REDIS_TRENDS_TTL", "1800")
+    monkeypatch.setenv("CACHE_TTL_TRENDS", "30s")
+    monkeypatch.setenv("REDIS_SOCKET_TIMEOUT", "0.25")
+
+    settings = Settings()
+
+    assert (settings.ttl_of("summary"), settings.ttl_of("trends")) == (900.0, 30.0)
+    assert settings.op_timeout_ms == 250.0
+    monkeypatch.setenv("CACHE_OP_TIMEOUT_MS", "75")
+    assert Settings().op_timeout_ms == 75.0
+
+
+def test_a_timeout_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_SOCKET_TIMEOUT", "soon")
+
+    with pytest.raises(ConfigurationError, match="REDIS_SOCKET_TIMEOUT must be a number of seconds"):
+        Settings()
 
 
 def test_the_defaults_are_the_documented_ones() -> None:

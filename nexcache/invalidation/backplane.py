@@ -100,6 +100,7 @@ class Backplane:
     async def aclose(self) -> None:
         """Stop listening."""
         task, self._task = self._task, None
+        self.connected = False  # beforehand: an end on purpose is no loss to tell of
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

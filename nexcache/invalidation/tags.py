@@ -58,7 +58,7 @@ class LiveTags:
 
     def generation(self, tenant: str, own: bytes) -> bytes:
         """Return the key of the generation of a tag, given that of its own: this, or one that it shares."""
-        if self._known.peek(own) is not None:
+        if self._known.peek(own) is not None or not is_own_tag(own):
             return own
         if self._known.held_by(own) >= self._most or self._full.peek(tenant.encode()) is not None:
             return self._keys.shared_by(own)

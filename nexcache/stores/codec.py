@@ -74,10 +74,26 @@ class Codec:
         )
         if seal is not None:
             payload = seal.seal(key, payload)
-        return bytes(msgpack.packb((VERSION, self._kid, self._mac(self._kid, key, payload), payload)))
+        return self.sign(key, payload)
 
     def decode(self, key: bytes, value: bytes, seal: Seal | None = None) -> Entry | Undecodable:
         """Read an entry of this key; never raises, whatever the bytes are."""
+        payload = self.verify(key, value)
+        if isinstance(payload, Undecodable):
+            return payload
+        if seal is not None:
+            opened = seal.open(key, payload)
+            if opened is None:
+                return Undecodable("sealed")
+            payload = opened
+        return _entry(_unpack(payload)) or Undecodable("corrupt")
+
+    def sign(self, key: bytes, payload: bytes) -> bytes:
+        """Put any bytes into an envelope for this key."""
+        return bytes(msgpack.packb((VERSION, self._kid, self._mac(self._kid, key, payload), payload)))
+
+    def verify(self, key: bytes, value: bytes) -> bytes | Undecodable:
+        """Take the bytes out of an envelope of this key; never raises, whatever they are."""
         envelope = _unpack(value)
         if not isinstance(envelope, tuple) or not envelope or type(envelope[0]) is not int:
             return Undecodable("corrupt")
@@ -94,12 +110,7 @@ class Codec:
             return Undecodable("forged")
         if not compare_digest(mac, self._mac(kid, key, payload)):
             return Undecodable("forged" if kid else "corrupt")
-        if seal is not None:
-            opened = seal.open(key, payload)
-            if opened is None:
-                return Undecodable("sealed")
-            payload = opened
-        return _entry(_unpack(payload)) or Undecodable("corrupt")
+        return payload
 
     def _mac(self, kid: str, key: bytes, payload: bytes) -> bytes:
         digest = blake2b(digest_size=16, key=self._keys.get(kid, b""), person=b"nexcache-value")

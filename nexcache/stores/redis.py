@@ -318,6 +318,24 @@ class RedisCommands(ABC):
         (reply,), _ = await self._call("script", (command,), deadline=deadline, repeatable=False)
         return reply
 
+    async def ask(
+        self,
+        operation: str,
+        commands: Sequence[Command],
+        *,
+        repeatable: bool,
+        numbers: Sequence[int] = (),
+        on_sent: Callable[[], None] | None = None,
+    ) -> list[Any]:
+        """Send commands and return their answers; those at the places `numbers` may be told that a value is none."""
+        replies, _ = await self._call(
+            operation, commands, deadline=None, on_sent=on_sent, repeatable=repeatable, optional=frozenset(numbers)
+        )
+        for place in numbers:
+            if isinstance(replies[place], Exception) and not _is_no_number(replies[place]):
+                raise classify(replies[place])
+        return replies
+
     async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
         """Add with HINCRBY, set with HSETNX."""
         commands: list[Command] = [("HINCRBY", key, name, amount) for name, amount in amounts.items()]
@@ -602,3 +620,7 @@ class RedisStore(RedisCommands):
             door=self._door,
             opening=self._target.opening,
         )
+
+
+def _is_no_number(error: Exception) -> bool:
+    return any(words in str(error) for words in ("not an integer", "overflow", "wrong kind of value"))

@@ -69,6 +69,8 @@ class NotStoredReason(StrEnum):
     TAGS = "tags"
     INVALIDATED = "invalidated"
     BACKEND = "backend"
+    VALUE = "value"
+    CONDITION = "condition"
 
 
 class Trigger(StrEnum):
