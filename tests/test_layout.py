@@ -87,6 +87,7 @@ LAYERS: Final = {
         middleware
         rate_limit_middleware
         fastapi
+        proxy
         ingest.hook
         ingest.otlp_endpoint
         admin.app
@@ -119,6 +120,7 @@ LAYERS: Final = {
     "faces": """
         cache
         sync
+        serve
         cli
         demo
     """,
@@ -144,7 +146,7 @@ OWNERS: Final = {
     "opentelemetry": frozenset((*LAYERS["listeners"].split(), "ingest.exporter")),
     "httpx2": frozenset(("ingest.forward",)),
     "starlette": frozenset(("fastapi",)),
-    "pydantic": frozenset(("settings", "fastapi")),
+    "pydantic": frozenset(("settings", "fastapi", "serve")),
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
     "msgpack": frozenset(("stores.codec", "invalidation.backplane", "invalidation.tags", "fill_lease")),
@@ -153,6 +155,8 @@ OWNERS: Final = {
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),
     "cryptography": frozenset(("stores.sealing",)),
+    "httpcore2": frozenset(("proxy",)),
+    "uvicorn": frozenset(("serve",)),
 }
 """Who may import a distribution; the demo is an application of its own and may import any."""
 DANGEROUS: Final = frozenset(("pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"))
