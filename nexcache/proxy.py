@@ -7,7 +7,7 @@ Requests and answers pass as they are, streamed in both directions; what belongs
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from email.utils import formatdate
 from types import TracebackType
 from typing import Final, Self
@@ -49,6 +49,7 @@ class Upstream:
         connections: int = 200,
         preserve_host: bool = False,
         ca_certs: str | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or parts.username:
@@ -64,6 +65,7 @@ class Upstream:
         self._authority = self._host if b":" not in self._host else b"[" + self._host + b"]"
         if port is not None and port != _PORTS[parts.scheme]:
             self._authority += b":%d" % port
+        self._origin = f"{parts.scheme}://{self._authority.decode()}"
         self._preserve_host = preserve_host
         self._timeouts = {
             "connect": connect_timeout,
@@ -73,6 +75,7 @@ class Upstream:
         }
         self._connections = connections
         self._ca_certs = ca_certs
+        self._clock = clock
         self._pool: httpcore2.AsyncConnectionPool | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,12 +85,13 @@ class Upstream:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the proxy passes HTTP on, not {scope['type']}")
+        scope["nexcache.origin"] = self._origin  # how the service may call itself in Location
         headers = self._request_headers(scope)
         sends_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         body = _Body(receive) if sends_body else None
         answer = await self._ask(scope, headers, body)
         try:
-            await _pass_on(answer, scope, receive if body is None or body.ended else None, send)
+            await _pass_on(answer, scope, receive if body is None or body.ended else None, send, now=self._clock())
         finally:
             await answer.aclose()
 
@@ -193,14 +197,16 @@ class _Body:
         """Nothing is held."""
 
 
-async def _pass_on(answer: httpcore2.Response, scope: Scope, receive: Receive | None, send: Send) -> None:
+async def _pass_on(
+    answer: httpcore2.Response, scope: Scope, receive: Receive | None, send: Send, *, now: float
+) -> None:
     """Send an answer to the client piece by piece; give it up when the client leaves."""
     status = answer.status
     headers = [(name, value) for name, value in end_to_end(answer.headers) if name != b"via"]
     if status == 304:  # httptools-based servers refuse a length without a body  # noqa: PLR2004
         headers = [pair for pair in headers if pair[0] != b"content-length"]
     if not any(name == b"date" for name, _ in headers):  # RFC 9110 §6.6.1
-        headers.append((b"date", formatdate(time.time(), usegmt=True).encode()))
+        headers.append((b"date", formatdate(now, usegmt=True).encode()))
     passed = [value for name, value in answer.headers if name.lower() == b"via"]
     version = bytes(answer.extensions.get("http_version", b"HTTP/1.1")).removeprefix(b"HTTP/")
     headers.append((b"via", b", ".join([*passed, version + b" " + _VIA])))

@@ -106,6 +106,7 @@ class PolicyConfig(_Part):
     tags: list[str] = []
     max_body: int | str = "1MiB"
     share_authenticated: bool = False
+    compress: bool = False
     version: str = ""
 
     def policy(self) -> Policy:
@@ -122,6 +123,8 @@ class ServeConfig(_Part):
     upstream: UpstreamConfig
     listen: ListenConfig = Field(default_factory=lambda: ListenConfig.model_validate({}))
     mode: Literal["policy", "rfc"] = "rfc"
+    max_body: int | str = "1MiB"
+    """The largest body that is stored for a path without a policy."""
     tenant: IdentityConfig = Field(
         default_factory=lambda: IdentityConfig.model_validate({"from": "fixed", "value": "default"})
     )
@@ -180,7 +183,8 @@ def build_app(config: ServeConfig, cache: NexCache | None = None) -> ASGIApp:
         principal=principal or None,
         credentials=config.credentials,
         policies=[policy.policy() for policy in config.policy],
-        **({"mode": "rfc"} if config.mode == "rfc" else {}),
+        mode=config.mode,
+        max_body=config.max_body,
     )
     own: dict[str, ASGIApp] = {f"{_OWN}/alive": _alive}
     if cache.settings.api_keys:

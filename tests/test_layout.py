@@ -28,6 +28,21 @@ LAYERS: Final = {
         semantics.reuse
         semantics.early_refresh
         semantics.validation
+        semantics.dates
+        semantics.targeted
+        semantics.freshness
+        semantics.vary
+        semantics.asked
+        semantics.stored
+        semantics.keeping
+        semantics.choosing
+        semantics.freshening
+        semantics.ranges
+        semantics.partial
+        semantics.encoding
+        semantics.sending
+        semantics.invalidating
+        semantics.groups
         tenants
         principals
         policy
@@ -65,6 +80,9 @@ LAYERS: Final = {
         invalidation.view
         entries
         fill
+        variants
+        http_cache
+        compression
         collapse
         ledger
         refresh
@@ -150,7 +168,7 @@ OWNERS: Final = {
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
     "msgpack": frozenset(("stores.codec", "invalidation.backplane", "invalidation.tags", "fill_lease")),
-    "http_sf": frozenset(("semantics.groups",)),
+    "http_sf": frozenset(("semantics.groups", "semantics.targeted")),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),
