@@ -76,6 +76,42 @@ def demo(
 
 
 @app.command()
+def serve(
+    *,
+    upstream: Annotated[str | None, typer.Option(metavar="URL", help="The service behind the proxy.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Everything else, as TOML (docs/proxy.md).")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Listen on this address. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="[default: 8081]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; they share a cache in Redis.")] = None,
+    mode: Annotated[str | None, typer.Option(help="rfc: RFC 9111 decides; policy: policies do. [default: rfc]")] = None,
+) -> None:
+    """Cache any HTTP service: a reverse proxy for many tenants."""
+    try:
+        from nexcache.serve import ServeConfig, run  # noqa: PLC0415 - the extra may be missing
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("uvicorn", "httpcore2"):
+            raise
+        sys.stderr.write("nexcache serve needs its extra: pip install 'nexcache[serve]'\n")
+        raise typer.Exit(2) from None
+    try:
+        run(
+            ServeConfig.load(
+                config,
+                upstream__url=upstream,
+                listen__host=host,
+                listen__port=port,
+                listen__workers=workers,
+                mode=mode,
+            )
+        )
+    except ConfigurationError as reason:
+        sys.stderr.write(f"{reason}\n")
+        raise typer.Exit(2) from None
+
+
+@app.command()
 def key(tenant: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
     """Make an API key for a tenant: the secret for its clients, and the entry for CACHE_API_KEYS."""
     secret = secrets.token_urlsafe(32)

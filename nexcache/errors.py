@@ -62,3 +62,14 @@ class StoreRefused(StoreError):  # noqa: N818 - reads as what it says
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class OriginFailed(NexCacheError):  # noqa: N818 - reads as what it says
+    """The app behind the cache is a service elsewhere, and that failed: not reached, too slow, or cut off.
+
+    `status` is what a gateway answers (RFC 9110 §15.6): 502, 504, or 400 where the request was to blame.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope
@@ -67,6 +68,8 @@ class Over:
 Outcome: TypeAlias = Complete | Unstorable | Failed | Overdue | Over
 Decide: TypeAlias = Callable[[int, Headers, bool], Storable | NotStoredReason]
 Keep: TypeAlias = Callable[[StoredResponse], Awaitable[NotStoredReason | None]]
+Build: TypeAlias = Callable[[int, Headers, bytes, float], StoredResponse]
+"""Makes what is stored of status, header fields, body, and the seconds that it took."""
 
 
 class Fill:
@@ -96,19 +99,19 @@ class Fill:
         shareable: Callable[[StoredResponse], bool] = lambda _: True,
         gave_up: Callable[[Unstorable | Failed], None],
         around: AbstractContextManager[None] | None = None,
+        build: Build | None = None,
     ) -> None:
         self._app = app
         self._scope = scope
         self._client = receive
         self._body = body
-        self._ttl = ttl
-        self._kept_on = kept_on
         self._max_body = max_body
         self._decide = decide
         self._keep = keep
         self._shareable = shareable
         self._gave_up = gave_up
         self._around = around if around is not None else nullcontext()
+        self._build = build if build is not None else partial(_stored, ttl=ttl, kept_on=kept_on)
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._hard_limit = hard_limit
@@ -234,7 +237,8 @@ class Fill:
                 )
         if not self._detached:
             self._messages.append(message)
-        if self.finished:
+        if self.finished or (self._copied is not None and 0 < self._size == self._announced and not self._trailers):
+            # whoever has got all that was announced may ask again before the app says that it was all
             response = self._completed()
             self._wake()
             if response is not None:
@@ -296,7 +300,7 @@ class Fill:
             self._give_up(NotStoredReason.TRUNCATED)
             return None
         cost = asyncio.get_running_loop().time() - self._began
-        self.complete = _stored(self._status, self._headers, body, ttl=self._ttl, cost=cost, kept_on=self._kept_on)
+        self.complete = self._build(self._status, self._headers, body, cost)
         if not self.outcome.done() and self._shareable(self.complete):
             self.outcome.set_result(Complete(self.complete))
         return self.complete
@@ -374,7 +378,7 @@ class Fill:
             self._news.set_result(None)
 
 
-def _stored(status: int, headers: Headers, body: bytes, *, ttl: float, cost: float, kept_on: float) -> StoredResponse:
+def _stored(status: int, headers: Headers, body: bytes, cost: float, *, ttl: float, kept_on: float) -> StoredResponse:
     kept = tuple((name, value) for name, value in end_to_end(headers) if name not in (b"content-length", b"age"))
     etag = first(headers, b"etag")
     if etag is None:

@@ -103,7 +103,8 @@ class HeaderRules:
 
     def covered(self, policy: Policy) -> frozenset[bytes]:
         """Return the request fields by which a response may vary, because they are part of the key."""
-        return (KEYED - {b"forwarded"}) | self._authenticating | {name.encode() for name in policy.vary}
+        covered = (KEYED - {b"forwarded"}) | self._authenticating | {name.encode() for name in policy.vary}
+        return covered | {b"accept-encoding"} if policy.compress else covered  # the handler does not see it
 
     def watched(self, policy: Policy) -> frozenset[bytes]:
         """Return the fields that `read` looks at, for requests of one policy; all others make no difference to it."""

@@ -25,11 +25,14 @@ class StoredResponse:
     """Seconds that computing it took; 0 where that is not known."""
     kept_on: float = 0.0
     """Seconds after the end of `ttl` for which it is kept, to be served stale where a policy says so."""
+    encoded: tuple[tuple[bytes, bytes], ...] = ()
+    """The body in further content codings, each with the coding's name, the preferred first."""
 
     @property
     def size(self) -> int:
         """About how many bytes of memory it holds."""
-        return len(self.body) + sum(len(name) + len(value) + 120 for name, value in self.headers) + 200
+        bodies = len(self.body) + sum(len(body) + 150 for _, body in self.encoded)
+        return bodies + sum(len(name) + len(value) + 120 for name, value in self.headers) + 200
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,23 +11,26 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
-from nexcache.collapse import Elsewhere, Flights
-from nexcache.entries import Entries, Found, Missing, Raw
+from nexcache.collapse import Elsewhere
+from nexcache.compression import compressed
+from nexcache.entries import Found, Missing, Raw
 from nexcache.errors import ConfigurationError, InvalidName
 from nexcache.explain import Behind, Examined
 from nexcache.fill import Complete, Failed, Fill, Outcome, Over, Overdue, Unstorable
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
+from nexcache.http_cache import Caching, HttpCache
 from nexcache.invalidation.generations import Snapshot
 from nexcache.invalidation.targets import check_name
-from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, KeySpace
+from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed
 from nexcache.message import StoredResponse
 from nexcache.policy import Covered, Matched, Policies, Policy, TagsInvalid, covered_by, seconds, size_in_bytes
-from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshes, Refreshing, Target
+from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshing, Target
 from nexcache.semantics import cache_status
 from nexcache.semantics.early_refresh import jittered
+from nexcache.semantics.encoding import is_encodable, varying_by_encoding
 from nexcache.semantics.groups import tags_in
 from nexcache.semantics.headers import first, spellings
 from nexcache.semantics.reuse import (
@@ -35,14 +38,15 @@ from nexcache.semantics.reuse import (
     REVALIDATE,
     Prepared,
     answer,
+    for_client,
     prepare,
     varying,
 )
 from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
 from nexcache.stores.base import LeaseOffer
-from nexcache.telemetry.counts import Counts, OperationCounts
-from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
+from nexcache.telemetry.counts import OperationCounts
+from nexcache.telemetry.events import Answered, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
 from nexcache.tenants import Caller, Resolver, current, is_valid_id
 
@@ -62,7 +66,7 @@ Flight: TypeAlias = Fill | Elsewhere
 Resolved: TypeAlias = str | Awaitable[str | None] | None
 
 
-class ResponseCache(Protocol):
+class ResponseCache(Caching, Protocol):
     """What the middleware needs of a cache."""
 
     @property
@@ -70,49 +74,15 @@ class ResponseCache(Protocol):
         """Whether the cache is used at all."""
 
     @property
-    def store_budget(self) -> float:
-        """Seconds that all asking of the store may take before the app is called."""
-
-    @property
-    def keys(self) -> KeySpace:
-        """Builds keys."""
-
-    @property
-    def entries(self) -> Entries:
-        """Finds and keeps entries."""
-
-    @property
-    def flights(self) -> Flights:
-        """The computations under way."""
-
-    @property
     def leases(self) -> FillLeases | None:
         """The leases of fills; None where there are no other nodes."""
-
-    @property
-    def counts(self) -> Counts:
-        """Plain numbers."""
-
-    @property
-    def emitter(self) -> Emitter:
-        """Takes events."""
 
     @property
     def recent(self) -> Recent:
         """Remembers what was asked for."""
 
-    @property
-    def refreshes(self) -> Refreshes:
-        """The refreshes under way."""
-
     def register(self, app: Behind) -> None:
         """Note an app whose operations can be warmed."""
-
-    def ttl_of(self, policy: Policy) -> float:
-        """Return the seconds for which a policy's responses are kept, settings included."""
-
-    def is_disabled(self, operation: str) -> bool:
-        """Whether an operation was switched off."""
 
     async def start(self) -> None:
         """Prepare the cache; called before the first request."""
@@ -193,7 +163,11 @@ class CacheMiddleware:
         principal: Resolver | None = None,
         credentials: Sequence[str] = ("authorization", "cookie", "x-api-key"),
         policies: Iterable[Policy] = (),
+        mode: Literal["policy", "rfc"] = "policy",
+        max_body: int | str = "1MiB",
     ) -> None:
+        if mode not in ("policy", "rfc"):
+            raise ConfigurationError(f'mode is "policy" or "rfc", not {mode!a}')
         self.app = app
         self._cache = cache
         self._tenant = tenant
@@ -217,6 +191,9 @@ class CacheMiddleware:
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
         self._started = False
+        self._http: HttpCache | None = None
+        if mode == "rfc":
+            self._http = HttpCache(app, cache=cache, credentials=credentials, max_body=size_in_bytes(max_body))
         cache.register(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -232,7 +209,10 @@ class CacheMiddleware:
         if matched is None or not cache.enabled:
             token = current.set(Caller(self._tenant, scope))
             try:
-                await self.app(scope, receive, send)
+                if self._http is not None and cache.enabled:
+                    await self._by_rfc(self._http, scope, receive, send)
+                else:
+                    await self.app(scope, receive, send)
             finally:
                 current.reset(token)
             return
@@ -263,6 +243,14 @@ class CacheMiddleware:
         except BaseException:
             self._end(request, Result.ERROR)
             raise
+
+    async def _by_rfc(self, http: HttpCache, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of a path without a policy as any HTTP cache would."""
+        if not self._started:
+            await self._start()
+        started = time.perf_counter()
+        tenant, principal, reason = await self._identify(scope, self._found("tenant", self._tenant, scope), _UNASKED)
+        await http(scope, receive, send, tenant=tenant, principal=principal, reason=reason, started=started)
 
     def _match(self, scope: Scope) -> Matched | None:
         return self._policies.match(route_path(scope))
@@ -295,6 +283,8 @@ class CacheMiddleware:
         now = time.time()
         if now >= prepared.refresh_at:  # the long way has it computed again
             return None
+        if prepared.encoded:
+            prepared = for_client(prepared, scope["headers"], if_none_match)
         prepared.bring_up(now, Tier.MEMORY)
         messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
         counts.memory_hits += 1
@@ -304,7 +294,7 @@ class CacheMiddleware:
     async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
         """Follow one request of a path with a policy: bypass, hit, or miss."""
         policy, cache, scope = request.policy, self._cache, request.scope
-        reason = await self._identify(request, tenant, principal)
+        request.tenant, request.principal, reason = await self._identify(scope, tenant, principal)
         if reason is not None:
             await self._bypass(request, reason)
             return
@@ -604,7 +594,9 @@ class CacheMiddleware:
 
     # --- whose request, and which --------------------------------------------------------------------------
 
-    async def _identify(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> Bypass | None:
+    async def _identify(
+        self, scope: Scope, tenant: Resolved, principal: Resolved | object
+    ) -> tuple[str, str | None, Bypass | None]:
         """Take tenant and principal; whatever goes wrong is a bypass, never somebody else's data."""
         whose = await self._awaited("tenant", tenant)
         acting: str | None = None
@@ -612,12 +604,11 @@ class CacheMiddleware:
             acting = whose
         elif self._principal is not None and whose is not None:
             if principal is _UNASKED:
-                principal = self._found("principal", self._principal, request.scope)
+                principal = self._found("principal", self._principal, scope)
             acting = await self._awaited("principal", principal)
         if whose is None or not is_valid_id(whose):
-            return Bypass.NO_TENANT
-        request.tenant, request.principal = whose, acting
-        return Bypass.NO_PRINCIPAL if self._principal is not None and acting is None else None
+            return "", None, Bypass.NO_TENANT
+        return whose, acting, Bypass.NO_PRINCIPAL if self._principal is not None and acting is None else None
 
     def _found(self, hook: str, resolver: Resolver, scope: Scope) -> Resolved:
         try:
@@ -718,7 +709,9 @@ class CacheMiddleware:
         self, request: _Request, prepared: Prepared, tier: Tier, name: bytes, *, stale: bool = False
     ) -> None:
         """Send a stored response, without a task, a timer or a copy of the body."""
-        now = time.time()
+        now, stored = time.time(), prepared
+        if prepared.encoded:
+            prepared = for_client(prepared, request.scope["headers"], request.if_none_match)
         prepared.bring_up(now, "stale" if stale else tier)
         start, body = answer(
             prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
@@ -753,11 +746,11 @@ class CacheMiddleware:
         await request.send(start)
         await request.send(body)
         if stale:
-            self._refresh_later(request, name, prepared.response)
-        elif now >= prepared.refresh_at:
-            prepared.refresh_at = now + AGAIN  # one asks, the others need not
+            self._refresh_later(request, name, stored.response)
+        elif now >= stored.refresh_at:
+            stored.refresh_at = now + AGAIN  # one asks, the others need not
             if request.policy.early_refresh and tier is not Tier.FALLBACK:
-                self._refresh_later(request, name, prepared.response)
+                self._refresh_later(request, name, stored.response)
 
     async def _bypass(self, request: _Request, reason: Bypass) -> None:
         """Send the request to the app as if there were no cache."""
@@ -791,8 +784,11 @@ class CacheMiddleware:
             request.refreshing.kept = True
         else:
             request.counts.coalesced += 1
+        prepared = prepare(response)
+        if request.policy.compress and is_encodable(response.status, response.headers):
+            prepared = prepare(replace(response, headers=varying_by_encoding(response.headers)))
         start, body = answer(
-            prepare(response),
+            prepared,
             method=request.method,
             if_none_match=request.if_none_match,
             varying=varying(response.initial_age, cache_status.forwarded("uri-miss", collapsed=True)),
@@ -807,7 +803,7 @@ class CacheMiddleware:
         """Call the app for this request and for those that wait for the same."""
         policy, cache, index = request.policy, self._cache, request.index
         span, counts, refreshing = request.span, request.counts, request.refreshing
-        keyed, max_body = self._keyed[index], self._max_body[index]
+        keyed, max_body, watched = self._keyed[index], self._max_body[index], self._watched[index]
         began = time.perf_counter()
 
         named: tuple[bytes, ...] | None = None
@@ -825,6 +821,8 @@ class CacheMiddleware:
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
             with span.put(policy.op) if span is not None else nullcontext():
+                if policy.compress:
+                    response = await compressed(response)
                 kept = await cache.entries.keep(key, snapshot, response, counts, named)
             if refreshing is not None:
                 refreshing.kept = bool(kept)
@@ -842,7 +840,7 @@ class CacheMiddleware:
         token = current.set(key.tenant)  # the app runs in a task, which takes a copy of the context
         fill = Fill(
             app=self.app,
-            scope=_unconditional(request.scope),
+            scope=_for_all(request.scope, encoded=policy.compress and b"accept-encoding" not in watched),
             receive=request.client,
             body=request.body,
             ttl=jittered(request.ttl, policy.jitter, random.random()),  # noqa: S311 - no secret
@@ -1007,6 +1005,8 @@ def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _R
     The entity tag is known here if the app sent one, or if its body has already come in one message.
     """
     headers: list[tuple[bytes, bytes]] = list(message["headers"])
+    if request.policy.compress and is_encodable(message["status"], headers):
+        headers = list(varying_by_encoding(tuple(headers)))
     complete, reason = fill.complete, fill.not_stored
     detail = reason if reason is not None else Tier.FALLBACK if snapshot.tier is Tier.FALLBACK else None
     stored = complete is not None and reason is None
@@ -1052,12 +1052,15 @@ def _target(scope: Scope, fields: Headers, body: bytes) -> Target:
     )
 
 
-def _unconditional(scope: Scope) -> Scope:
-    """Drop the client's conditions: the answer is for all, and each client's condition is tested against it."""
-    conditions = (b"if-none-match", b"if-modified-since")
-    if not any(name in conditions for name, _ in scope["headers"]):
+def _for_all(scope: Scope, *, encoded: bool) -> Scope:
+    """Drop the client's conditions: the answer is for all, and each client's condition is tested against it.
+
+    `encoded`: the cache encodes the answer itself, for each client as that accepts it.
+    """
+    dropped = (b"if-none-match", b"if-modified-since", b"accept-encoding" if encoded else b"")
+    if not any(name in dropped for name, _ in scope["headers"]):
         return scope
-    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in conditions]}
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in dropped]}
 
 
 def _digest(body: bytes) -> tuple[int, bytes]:

@@ -204,7 +204,8 @@ class Policy:
     request does not have gives no tag; or callables that are given the complete response (`StoredResponse`) and return
     tags. A response can also name tags itself: with `Cache-Groups` (RFC 9875), `Surrogate-Key` or `Cache-Tag`.
     `vary` names request header fields that the handler reads. `window` says which span times a response covers
-    (`TimeWindow`).
+    (`TimeWindow`). With `compress` the handler is asked for the plain body, which is compressed once, when it is
+    stored; each client is sent the coding that it accepts.
 
     For `stale_while_revalidate` after its end, or after a soft invalidation, a response is served while it is computed
     anew in the background; for `stale_if_error` where computing it fails (RFC 5861). Never after any other
@@ -228,6 +229,7 @@ class Policy:
     max_body: Size = "1MiB"
     share_authenticated: bool = False
     window: Window | None = None
+    compress: bool = False
     version: str = ""
     stale_while_revalidate: Duration = 0
     stale_if_error: Duration = 0

@@ -28,6 +28,21 @@ LAYERS: Final = {
         semantics.reuse
         semantics.early_refresh
         semantics.validation
+        semantics.dates
+        semantics.targeted
+        semantics.freshness
+        semantics.vary
+        semantics.asked
+        semantics.stored
+        semantics.keeping
+        semantics.choosing
+        semantics.freshening
+        semantics.ranges
+        semantics.partial
+        semantics.encoding
+        semantics.sending
+        semantics.invalidating
+        semantics.groups
         tenants
         principals
         policy
@@ -65,6 +80,9 @@ LAYERS: Final = {
         invalidation.view
         entries
         fill
+        variants
+        http_cache
+        compression
         collapse
         ledger
         refresh
@@ -91,6 +109,7 @@ LAYERS: Final = {
         middleware
         rate_limit_middleware
         fastapi
+        proxy
         ingest.hook
         ingest.otlp_endpoint
         admin.app
@@ -123,6 +142,7 @@ LAYERS: Final = {
     "faces": """
         cache
         sync
+        serve
         cli
         demo
     """,
@@ -148,15 +168,17 @@ OWNERS: Final = {
     "opentelemetry": frozenset((*LAYERS["listeners"].split(), "ingest.exporter")),
     "httpx2": frozenset(("ingest.forward",)),
     "starlette": frozenset(("fastapi",)),
-    "pydantic": frozenset(("settings", "fastapi")),
+    "pydantic": frozenset(("settings", "fastapi", "serve")),
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
     "msgpack": frozenset(("stores.codec", "invalidation.backplane", "invalidation.tags", "fill_lease", "value_codec")),
-    "http_sf": frozenset(("semantics.groups",)),
+    "http_sf": frozenset(("semantics.groups", "semantics.targeted")),
     "jwt": frozenset(("admin.bearer",)),
     "typer": frozenset(("cli",)),
     "rich": frozenset(("cli",)),
     "cryptography": frozenset(("stores.sealing",)),
+    "httpcore2": frozenset(("proxy",)),
+    "uvicorn": frozenset(("serve",)),
 }
 """Who may import a distribution; the demo is an application of its own and may import any."""
 DANGEROUS: Final = frozenset(("pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"))

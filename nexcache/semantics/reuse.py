@@ -1,12 +1,15 @@
 """Answering a request with a stored response (RFC 9111 §4, §5.1): as messages, or as a 304 (§4.3.2)."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from nexcache.asgi import Headers, Message
 from nexcache.message import StoredResponse
 from nexcache.semantics import cache_status
+from nexcache.semantics.encoding import accepted, variant
 from nexcache.semantics.headers import first
+from nexcache.semantics.stored import Facts
 from nexcache.semantics.validation import none_match, not_modified_headers
 
 REVALIDATE: Final = (b"cache-control", b"private, no-cache")
@@ -24,6 +27,8 @@ class Prepared:
         "_since",
         "_until",
         "age",
+        "encoded",
+        "facts",
         "headers",
         "not_modified",
         "refresh_at",
@@ -38,6 +43,10 @@ class Prepared:
         self.not_modified = not_modified_headers(headers)
         self.refresh_at = refresh_at
         """From when (seconds since the epoch) a hit has it computed again."""
+        self.encoded: Mapping[bytes, Prepared] = {}
+        """The same in further content codings, by their names, the preferred first."""
+        self.facts: Facts | None = None
+        """What its fields say of its use, where they rule it; read when first needed."""
         self.age = 0
         """Whole seconds, as of the last `bring_up`."""
         self.ttl = 0.0
@@ -69,7 +78,20 @@ def prepare(response: StoredResponse, *, refresh_at: float = math.inf) -> Prepar
     headers = response.headers
     if first(headers, b"cache-control") is None:
         headers = (*headers, REVALIDATE)
-    return Prepared(response, headers, refresh_at)
+    prepared = Prepared(response, headers, refresh_at)
+    if response.encoded:
+        prepared.encoded = {coding: prepare(variant(response, coding, body)) for coding, body in response.encoded}
+    return prepared
+
+
+def for_client(prepared: Prepared, headers: Iterable[tuple[bytes, bytes]], if_none_match: bytes | None) -> Prepared:
+    """Choose between a response's codings: what the client has already, else what it likes best."""
+    choices = [prepared.encoded.get(coding, prepared) for coding in accepted(headers, tuple(prepared.encoded))]
+    if if_none_match is not None:
+        for choice in choices:
+            if none_match(if_none_match, choice.response.etag):
+                return choice
+    return choices[0]
 
 
 def current_age(response: StoredResponse, now: float) -> int:

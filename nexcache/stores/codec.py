@@ -20,6 +20,7 @@ from nexcache.stores.tokens import CLOCK
 
 VERSION: Final = 3
 _MOST_GENERATIONS: Final = 64
+_MOST_CODINGS: Final = 8
 _LONGEST_KID: Final = 64
 _OLDEST: Final = 2**31
 
@@ -70,6 +71,7 @@ class Codec:
                 response.etag,
                 response.headers,
                 response.body,
+                *((response.encoded,) if response.encoded else ()),
             )
         )
         if seal is not None:
@@ -150,6 +152,7 @@ def _entry(fields: Any) -> Entry | None:
             bytes(etag),
             tuple(headers),
             bytes(body),
+            *more,
         ):
             pass
         case _:
@@ -166,8 +169,11 @@ def _entry(fields: Any) -> Entry | None:
         return None
     if not (0 <= captured < CLOCK and 0 <= kept_on <= LONGEST * 1000):
         return None
+    encoded = more[0] if len(more) == 1 else None if more else ()
+    if not (isinstance(encoded, tuple) and _are_pairs(encoded, _MOST_CODINGS)):
+        return None
     response = StoredResponse(
-        status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000, kept_on / 1000
+        status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000, kept_on / 1000, encoded
     )
     return Entry(request, response, generations, captured)
 

@@ -67,6 +67,8 @@ class NotStoredReason(StrEnum):
     UNBUFFERED = "unbuffered"
     METHOD = "method"
     TAGS = "tags"
+    AUTHORIZATION = "authorization"
+    NOT_FRESH = "not-fresh"
     INVALIDATED = "invalidated"
     BACKEND = "backend"
     VALUE = "value"

@@ -1,5 +1,6 @@
 """Entries as bytes: what was written is read, and nothing else is."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -258,3 +259,18 @@ def test_any_bytes_are_refused_quietly(value: bytes) -> None:
 @given(st.sampled_from(list(FIELDS)), ANYTHING)
 def test_any_value_in_place_of_a_field_is_decided_quietly(field: str, value: object) -> None:
     assert isinstance(UNSIGNED.decode(KEY, seal(tuple((FIELDS | {field: value}).values()))), Undecodable | Entry)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        pytest.param("gzip", id="no pairs"),
+        pytest.param((("gzip", b"x"),), id="a name that is text"),
+        pytest.param(((b"gzip",),), id="no body"),
+        pytest.param(tuple((b"c%d" % number, b"") for number in range(9)), id="too many"),
+    ],
+)
+def test_further_codings_are_checked_as_the_rest_is(encoded: object) -> None:
+    assert UNSIGNED.decode(KEY, seal((*FIELDS.values(), encoded))) == Undecodable("corrupt")
+    packed = replace(ENTRY, response=replace(RESPONSE, encoded=((b"gzip", b"x"), (b"br", b"y"))))
+    assert UNSIGNED.decode(KEY, UNSIGNED.encode(KEY, packed)) == packed

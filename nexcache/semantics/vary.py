@@ -1,0 +1,52 @@
+"""Which request fields choose between the responses of one URI (RFC 9111 §4.1). Pure."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
+
+from nexcache.semantics.headers import members, values
+
+Nominated: TypeAlias = tuple[bytes, ...]
+"""The lower-case names of a Vary, in order; empty where nothing is varied by."""
+
+_UNORDERED: Final = frozenset((b"accept", b"accept-charset", b"accept-encoding", b"accept-language"))
+"""Lists in which order says nothing: preference is in their weights (RFC 9110 §12.4.2)."""
+_CASELESS: Final = _UNORDERED - {b"accept"}
+_COMMA: Final = re.compile(rb'((?:"(?:[^"\\]|\\.)*"|[^",])+)|,|"', re.DOTALL)
+_LONGEST: Final = 2048
+_MOST: Final = 32
+
+
+def nominated(headers: Iterable[tuple[bytes, bytes]]) -> Nominated | None:
+    """Return by which request fields a response varies; None: by something that no cache can see (`*`)."""
+    names = sorted(set(members(headers, b"vary")))
+    return None if b"*" in names or len(names) > _MOST else tuple(names)
+
+
+def selecting(headers: Iterable[tuple[bytes, bytes]], names: Nominated) -> tuple[tuple[bytes, bytes | None], ...]:
+    """Return the values of the nominated request fields such that equal ones choose the same response.
+
+    Lines of one field are one list, white space around its commas says nothing, nor does order in the fields of
+    content negotiation. A field that is not there is None, which only its absence equals.
+    """
+    headers = tuple(headers)
+    return tuple((name, _normal(name, list(values(headers, name)))) for name in names)
+
+
+def _normal(name: bytes, lines: Sequence[bytes]) -> bytes | None:
+    if not lines:
+        return None
+    joined = b",".join(lines)
+    if len(joined) > _LONGEST:
+        return joined
+    listed = [
+        b"".join(match[0].split(None)) if name in _UNORDERED else b" ".join(match[0].split())
+        for match in _COMMA.finditer(joined)
+        if match[1]
+    ]
+    listed = [member for member in listed if member]
+    if name in _CASELESS:
+        listed = [member.lower() for member in listed]
+    if name in _UNORDERED:
+        listed = sorted(set(listed))
+    return b", ".join(listed)

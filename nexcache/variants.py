@@ -1,0 +1,238 @@
+"""The stored responses of one URI: which of them a request selects, and where one is stored (RFC 9111 §4.1).
+
+A response that varies by nothing is stored under the key of its URI. Otherwise a *signpost* is stored there: by which
+request fields the responses vary; each response has a key of its own, made of the values of these fields. A process
+remembers the signposts it has seen and asks for what they point at in the same round trip; a wrong guess costs a
+second one.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from nexcache.asgi import Headers
+from nexcache.collapse import Flights
+from nexcache.entries import Entries, Found, Missing
+from nexcache.invalidation.generations import Snapshot
+from nexcache.key import LONGEST_REQUEST, CacheKey, KeySpace
+from nexcache.message import StoredResponse
+from nexcache.semantics.headers import first
+from nexcache.semantics.stored import Facts, facts
+from nexcache.semantics.vary import Nominated, selecting
+from nexcache.stores.memory import Bounded
+from nexcache.telemetry.counts import OperationCounts
+from nexcache.telemetry.names import Tier
+
+_SIGNPOST: Final = b":vary"
+"""What a signpost's fields are called; no field that came over HTTP can be."""
+_MOST: Final = 8
+"""Vary fields of one URI that are remembered; the oldest leave first."""
+_GUESSED_FOR: Final = 86_400.0
+"""Seconds for which a process remembers a signpost."""
+
+
+class Parts(Protocol):
+    """What is needed of a cache."""
+
+    @property
+    def store_budget(self) -> float:
+        """Seconds that all asking of the store may take before the app is called."""
+
+    @property
+    def keys(self) -> KeySpace:
+        """Builds keys."""
+
+    @property
+    def entries(self) -> Entries:
+        """Finds and keeps entries."""
+
+    @property
+    def flights(self) -> Flights:
+        """The computations under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A URI's place in the store, for one tenant and principal."""
+
+    key: CacheKey
+    tags: tuple[str, ...]
+    headers: Headers
+    """The fields of the request, which select between the URI's responses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The stored response that a request selects."""
+
+    key: CacheKey
+    response: StoredResponse
+    facts: Facts
+    tier: Tier
+    known: tuple[Nominated, ...]
+    """By which fields the responses of this URI vary, as far as is known; empty where only one is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoneSelected:
+    """Nothing stored answers the request: nothing of this URI at all, or nothing for its header fields."""
+
+    missing: Missing
+    known: tuple[Nominated, ...] = ()
+
+    @property
+    def fwd(self) -> str:
+        """The reason as Cache-Status has it."""
+        return "vary-miss" if self.known else "uri-miss"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The generations of a URI, as they were before the origin was asked."""
+
+    generations: tuple[bytes, ...]
+    """Their keys."""
+    snapshot: Snapshot
+
+    def of(self, key: CacheKey) -> CacheKey:
+        """Return a key of the same URI that depends on just these."""
+        return replace(key, generations=self.generations)
+
+
+class Variants:
+    """Selects and stores responses."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._guesses: Bounded[tuple[Nominated, ...]] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000)
+
+    def key(self, place: Place, names: Nominated) -> CacheKey:
+        """Return the key of the response that varies by these fields, and that the request selects."""
+        if not names:
+            request = place.key.request + b"4:vary"
+        else:
+            parts = [b"vary"]
+            for name, value in selecting(place.headers, names):
+                parts += (name, b"-" if value is None else b"=" + value)
+            request = place.key.request + b"".join(b"%d:%b" % (len(part), part) for part in parts)
+        return self._parts.keys.key(place.key.tenant, place.key.operation, request, place.tags)
+
+    async def select(self, place: Place, counts: OperationCounts) -> Selected | NoneSelected:
+        """Find the response that a request selects: of several the latest (§4.1)."""
+        deadline = asyncio.get_running_loop().time() + self._parts.store_budget
+        guessed = self._guesses.get(place.key.name) or ()
+        keys = (place.key, *(self.key(place, names) for names in guessed))
+        post, *others = await self._look_all(keys, counts, deadline)
+        if isinstance(post, Missing):
+            return NoneSelected(post)
+        known = _names(post.prepared.response)
+        if known is None:
+            return _selected(place.key, post, ())
+        looked = dict(zip(guessed, others, strict=True))
+        unseen = [names for names in known if names not in looked]
+        if unseen:
+            self._remember(place, known)
+            keys = tuple(self.key(place, names) for names in unseen)
+            looked |= zip(unseen, await self._look_all(keys, counts, deadline), strict=True)
+        found = [
+            _selected(self.key(place, names), hit, known)
+            for names, hit in looked.items()
+            if names in known and isinstance(hit, Found)
+        ]
+        if found:  # one without Vary is the default of a resource that forgets to say what it varies by
+            return max(found, key=lambda each: (first(each.response.headers, b"vary") is not None, each.facts.date))
+        missing = next((hit for hit in looked.values() if isinstance(hit, Missing)), Missing(post.tier, None))
+        return NoneSelected(missing, known)
+
+    async def keep(
+        self,
+        place: Place,
+        response: StoredResponse,
+        captured: Captured,
+        counts: OperationCounts,
+        *,
+        varies: Nominated,
+        known: Sequence[Nominated],
+        tags: Sequence[str],
+    ) -> bool | None:
+        """Store a response; `known` is what the signpost said. Returns what `Entries.keep` does."""
+        entries = self._parts.entries
+        if not varies and not known:
+            return await self.replace(place.key, response, captured, counts, tags=tags)
+        key = self.key(place, varies)
+        if len(key.request) > LONGEST_REQUEST:
+            return None
+        kept = await self.replace(key, response, captured, counts, tags=tags)
+        if kept:
+            names = tuple(dict.fromkeys((varies, *known)))[:_MOST]
+            await entries.keep(captured.of(place.key), captured.snapshot, _signpost(names, response), OperationCounts())
+            self._remember(place, names)
+        return kept
+
+    async def replace(
+        self,
+        key: CacheKey,
+        response: StoredResponse,
+        captured: Captured,
+        counts: OperationCounts,
+        *,
+        tags: Sequence[str],
+    ) -> bool | None:
+        """Store a response under its key. `tags` are those that it names itself."""
+        entries, key = self._parts.entries, captured.of(key)
+        named = entries.named(key, tags)
+        return None if named is None else await entries.keep(key, captured.snapshot, response, counts, named)
+
+    async def capture(self, place: Place, tier: Tier) -> Captured:
+        """Capture the generations under which a response may be stored."""
+        entries = self._parts.entries
+        deadline = asyncio.get_running_loop().time() + self._parts.store_budget
+        key = entries.known(place.key)
+        if tier is Tier.REDIS:
+            key = await entries.recalled(key, deadline=deadline)
+        return Captured(key.generations, await entries.capture(key, Missing(tier, None), deadline=deadline))
+
+    def _remember(self, place: Place, known: tuple[Nominated, ...]) -> None:
+        self._guesses.put(place.key.name, known, size=64 * len(known), lifetime=_GUESSED_FOR)
+
+    async def _look_all(
+        self, keys: Sequence[CacheKey], counts: OperationCounts, deadline: float
+    ) -> list[Found | Missing]:
+        """Look for entries, for all of them in one round trip."""
+        if len(keys) == 1 or self._parts.entries.in_process:
+            return [await self._look(key, counts, deadline) for key in keys]
+        return await asyncio.gather(*(self._look(key, counts, deadline) for key in keys))
+
+    async def _look(self, key: CacheKey, counts: OperationCounts, deadline: float) -> Found | Missing:
+        entries, flights = self._parts.entries, self._parts.flights
+        key = entries.known(key)
+        here = entries.lookup_here(key)
+        if isinstance(here, Found) or (isinstance(here, Missing) and entries.in_process):
+            return here
+        return await flights.lookups.run(
+            key.identity,
+            lambda on_sent: entries.lookup(key, counts, deadline=deadline, on_sent=on_sent),
+            since=time.perf_counter(),
+        )
+
+
+def _selected(key: CacheKey, found: Found, known: tuple[Nominated, ...]) -> Selected:
+    prepared = found.prepared
+    if prepared.facts is None:
+        response = prepared.response
+        prepared.facts = facts(response.status, response.headers, received=response.stored_at)
+    return Selected(key, prepared.response, prepared.facts, found.tier, known)
+
+
+def _signpost(known: Sequence[Nominated], response: StoredResponse) -> StoredResponse:
+    fields = tuple((_SIGNPOST, b",".join(names)) for names in known)
+    return StoredResponse(200, fields, b"", b"", response.stored_at, response.ttl)
+
+
+def _names(response: StoredResponse) -> tuple[Nominated, ...] | None:
+    """Return what a signpost says; None for a response."""
+    if not response.headers or response.headers[0][0] != _SIGNPOST:
+        return None
+    return tuple(tuple(value.split(b",")) if value else () for _, value in response.headers)
