@@ -48,6 +48,7 @@ LAYERS: Final = {
         ingest.changes
         ingest.coalescing
         ingest.checking
+        savings
     """,
     "store protocol": """
         stores.base
@@ -67,6 +68,8 @@ LAYERS: Final = {
         fill
         collapse
         ledger
+        trends
+        switches
         refresh
         rate_limit
         vault
@@ -106,6 +109,7 @@ LAYERS: Final = {
         ingest.exporter
         ingest.warming
         ingest.rule_file
+        admin.page
     """,
     "listeners": """
         telemetry.otel
