@@ -151,6 +151,8 @@ class Board {
     this.trend = { now: trend.now, step: trend.slot_seconds };
     this.#measure(stats);
     this.#draw();
+    const unseen = Object.keys(stats.operations).some((each) => this.usage !== null && !(each in this.usage.operations));
+    if (unseen) await this.#stored(); // somebody asks for something new
   }
 
   async #condition() {

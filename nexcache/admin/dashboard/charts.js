@@ -87,7 +87,7 @@ class Chart {
       cursor: { y: false, drag: { setScale: false }, points: { size: 7 }, sync: { key: "nexcache" } },
       scales: {
         x: { time: true, range: () => this.window },
-        y: { distr: log ? 3 : 1, range: range ?? ((_, low, high) => (log ? around(low, high) : [0, Math.max(high ?? 0, 1e-9) * 1.1 || 1])) },
+        y: { distr: log ? 3 : 1, range: range ?? ((_, low, high) => (log ? around(low, high) : [0, high > 0 ? high * 1.1 : 1])) },
       },
       axes: [
         { stroke: ink, grid: { show: false }, ticks: { show: false }, values: time, font, gap: 6, size: 28, space: 64 },

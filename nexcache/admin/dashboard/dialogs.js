@@ -205,7 +205,7 @@ function explained(found) {
   if (found.bypass !== null) row("Why", name(found.bypass));
   if (found.policy !== null) row("Policy", bdi(found.policy.operation ?? found.policy.op ?? ""), h("span", { class: "muted" }, ` ${[found.policy.path, found.policy.ttl !== undefined ? `for ${seconds(found.policy.ttl)}` : null].filter(Boolean).join(", ")}`));
   for (const copy of found.copies) {
-    row(`In ${copy.tier}`, copy.usable ? `usable: ${seconds(copy.age)} old, for ${seconds(copy.ttl)} more, status ${copy.status}, ${bytes(copy.bytes)}` : `not usable: ${name(copy.why_not)}`);
+    row(`In ${copy.tier}`, copy.usable ? `usable: ${copy.age >= 1 ? `${seconds(copy.age)} old` : "new"}, for ${seconds(copy.ttl)} more, status ${copy.status}, ${bytes(copy.bytes)}` : `not usable: ${name(copy.why_not)}`);
   }
   if (found.store_failed !== null) row("Store", `could not be asked: ${name(found.store_failed)}`);
   if (found.not_stored !== null) row("Not kept", `${name(found.not_stored.reason)}, ${seconds(found.not_stored.seconds_ago)} ago`);

@@ -13,7 +13,7 @@ export const percent = (share) => {
 };
 
 /** Events per second. */
-export const rate = (n) => (n === null || n === undefined ? "–" : n === 0 ? "0" : n < 10 ? n.toFixed(1) : whole.format(n));
+export const rate = (n) => (n === null || n === undefined ? "–" : n === 0 ? "0" : n < 1 ? String(Number(n.toPrecision(2))) : n < 10 ? n.toFixed(1) : whole.format(n));
 
 /** A duration from milliseconds. */
 export function ms(value) {

@@ -40,7 +40,7 @@ export function alerts(state, firing) {
   const found = [];
   if (state !== null && state !== "ok" && RUNGS[state] !== undefined) found.push({ key: `state ${state}`, bad: state === "down", title: RUNGS[state][0], text: RUNGS[state][1] });
   for (const alert of firing) {
-    const figure = alert.value === null ? "" : ` It is ${figureOf(alert, alert.value)}; the threshold is ${figureOf(alert, alert.threshold)}.`;
+    const figure = alert.value === null || alert.alert === "breaker" ? "" : ` It is ${figureOf(alert, alert.value)}; the threshold is ${figureOf(alert, alert.threshold)}.`;
     found.push({ key: alert.alert, bad: true, title: `Alert: ${alert.alert}`, text: alert.summary + figure });
   }
   const place = $("alerts"), shown = found.map((each) => each.key + each.text).join("\n");
