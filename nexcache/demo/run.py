@@ -209,9 +209,7 @@ def _start_store(options: Options) -> tuple[EmbeddedValkey | None, str]:
     return valkey, f"Valkey on {HOST}:{valkey.port}, process {valkey.pid}"
 
 
-def _try_lines(
-    address: str, keys: Mapping[str, str], operator: str, valkey: EmbeddedValkey | None
-) -> tuple[str, ...]:
+def _try_lines(address: str, keys: Mapping[str, str], operator: str, valkey: EmbeddedValkey | None) -> tuple[str, ...]:
     acme, globex = keys.values()
     page = f"http://{address}/api/v1/cache/#key="
     lines = [
