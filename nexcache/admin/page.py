@@ -85,5 +85,5 @@ def _to(scope: Scope) -> bytes:
 
     Relative, because a proxy may have taken a prefix away that nobody here knows of.
     """
-    path: str = scope["path"]
+    path: str = scope["path"] or scope.get("root_path", "")
     return b"" if path.endswith("/") or not path else quote(path.rpartition("/")[2], safe="").encode() + b"/"

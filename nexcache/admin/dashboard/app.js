@@ -274,7 +274,7 @@ class Board {
     let wait = 500;
     while (!this.ended && !stream.signal.aborted) {
       try {
-        const query = { ...this.query(), answered: this.paused ? 0 : SHOWN };
+        const query = { ...this.query(), answered: this.paused || document.hidden ? 0 : SHOWN };
         for await (const { event, data } of this.api.events("events", { query, signal: stream.signal })) {
           if (stream.signal.aborted) return;
           if (event === "open") { this.#streams(true); wait = 500; } else this.#hear(event, data);
@@ -385,7 +385,10 @@ const named = () => {
 };
 $("theme").addEventListener("click", () => toggleTheme());
 addEventListener("theme", named);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) board?.refresh(); });
+document.addEventListener("visibilitychange", () => {
+  board?.listen(); // no hit is to pay for what nobody looks at
+  if (!document.hidden) board?.refresh();
+});
 named();
 
 function begin() {
