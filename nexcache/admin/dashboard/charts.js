@@ -146,7 +146,7 @@ export function charts() {
   const requests = new Chart("requests", [line("errors", "error"), line("bypassed", "bypass"), line("misses", "miss"), line("stale", "stale"), line("hits", "hit")], { axis: rate, stacked: true, bars: true });
   const latency = new Chart("latency", [line("miss p95", "miss"), line("p50", "miss", { dash: [4, 4] }), line("hit p95", "hit"), line("p50", "hit", { dash: [4, 4] })], { axis: ms, log: true });
   const ratio = new Chart("ratio", [line("of what was asked of the cache", "hit", { filled: true })], { axis: percent, scale: (share) => `${Math.round(share * 100)}\u00a0%`, range: () => [0, 1.02] });
-  const invalidations = new Chart("invalidations", [line("all causes", "accent")], { axis: rate, bars: true });
+  const invalidations = new Chart("invalidations", [line("invalidated, whatever the cause", "accent")], { axis: rate, bars: true });
 
   return ({ slots, now, step, clock: at }) => {
     const first = slots.length > 0 ? slots[0].at : now;
