@@ -34,6 +34,7 @@ from nexcache.telemetry.events import Emitter, Stopped
 from nexcache.telemetry.names import Bypass, Trigger
 from nexcache.telemetry.prometheus import CONTENT_TYPE
 from nexcache.tenants import is_valid_id
+from nexcache.trends import Trend
 from nexcache.value_codec import Types
 from nexcache.values import FallbackValues, MemoryValues, Values
 from nexcache.wiring import BUDGET_FACTOR, build, version
@@ -91,7 +92,6 @@ class NexCache:
         self._told = False
         self.enabled = self.settings.enabled
         self.store_budget = self.settings.op_timeout_ms / 1000 * BUDGET_FACTOR
-        self._disabled: set[str] = set()
         self._apps: WeakSet[Behind] = WeakSet()
         self._attached: WeakSet[Flushes] = WeakSet()
 
@@ -215,6 +215,7 @@ class NexCache:
             self._told = True
             self.emitter.emit(self._parts.started)
         self._parts.ledger.start()
+        self._parts.switches.start()
         self._parts.watch.start()
         if self._parts.coherence is not None:
             self._parts.coherence.start()
@@ -235,6 +236,7 @@ class NexCache:
         await self._parts.invalidations.aclose()
         await self._parts.entries.aclose()
         await self._parts.ledger.aclose()
+        await self._parts.switches.aclose()
         await self._parts.watch.aclose()
         if self._parts.coherence is not None:
             await self._parts.coherence.aclose()
@@ -362,20 +364,47 @@ class NexCache:
         return version()
 
     def disable(self, operation: str) -> None:
-        """Send all requests of an operation to the app from now on, in this process."""
-        self._disabled.add(operation)
+        """Send all requests of an operation to the app from now on, in this process; `switch` does it on all nodes."""
+        self._parts.switches.here(operation, off=True)
 
     def enable(self, operation: str) -> None:
         """Undo `disable`."""
-        self._disabled.discard(operation)
+        self._parts.switches.here(operation, off=False)
 
-    def is_disabled(self, operation: str) -> bool:
-        """Whether an operation was switched off by `disable`."""
-        return operation in self._disabled
+    def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
+        """Whether an operation is switched off, for all tenants or for this one."""
+        return self._parts.switches.is_off(operation, tenant)
 
-    async def stats(self, tenant: str) -> Statistics:
-        """Return a tenant's statistics: of all processes, or of this one where there is no store or it is away."""
-        return await self._parts.ledger.of(tenant)
+    async def switch(self, operation: str, *, tenant: str | None = None, off: bool) -> bool:
+        """Send an operation's requests to the app, or no longer: a tenant's or everybody's, on all nodes.
+
+        The others know within two seconds, and so do those that start later. False: the store is away, so that it
+        holds here and the others are told when it is back. What is stored stays, and may be served again afterwards
+        unless it was invalidated meanwhile.
+        """
+        return await self._parts.switches.switch(operation, tenant, off=off)
+
+    @property
+    def shares(self) -> bool:
+        """Whether there is a store that other processes may use, too."""
+        return self._parts.scripted is not None
+
+    async def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
+        """Return a tenant's statistics: of all processes, or of this one where there is no store or it is away.
+
+        `usage` counts what the tenant holds, which takes a bounded look at the store.
+        """
+        return await self._parts.ledger.of(tenant, usage=usage)
+
+    async def trend(self, tenant: str) -> Trend:
+        """Return what happened to a tenant's requests within the last hour, in slots of half a minute."""
+        return await self._parts.ledger.trend(tenant)
+
+    @property
+    def memory(self) -> tuple[int, int, int, int]:
+        """This process's entries and their bytes, of all tenants together, and the most of both that it may hold."""
+        entries, size = self._parts.held.size
+        return entries, size, self.settings.l1_max_entries, self.settings.l1_max_bytes
 
     async def operations(self, tenant: str) -> frozenset[str]:
         """Return the operations that are known: those with a policy, and those that the tenant has entries of."""
@@ -484,7 +513,7 @@ class NexCache:
         """
         started = time.perf_counter()
         asker, question = question_of_parts(self, tenant, operation, parts, ttl=ttl, tags=tags, started=started)
-        if asker.is_off():
+        if asker.is_off(question.tenant):
             try:
                 return await compute()
             finally:

@@ -23,7 +23,7 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
-from nexcache.stores.base import LeaseOffer, Reading, Store
+from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.stores.tokens import CLOCK, stale_since
@@ -158,10 +158,9 @@ class Memory:
         """How many entries are held, and about how many bytes."""
         return len(self._entries), self._entries.bytes
 
-    def usage(self, prefix: bytes) -> tuple[int, int]:
+    def usage(self, prefix: bytes) -> Usage:
         """Count the entries whose keys begin with `prefix`, and about how many bytes they hold."""
-        sizes = [self._entries.size_of(name) for name in self._entries if name.startswith(prefix)]
-        return len(sizes), sum(sizes)
+        return add_up((name, self._entries.size_of(name)) for name in self._entries if name.startswith(prefix))
 
     def peek(self, raw: Raw) -> Live | None:
         """Return the entry that answers this raw request, if it may be used now."""

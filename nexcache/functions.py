@@ -589,8 +589,8 @@ class CallCache(Protocol):
     def emitter(self) -> Emitter:
         """Takes events."""
 
-    def is_disabled(self, operation: str) -> bool:
-        """Whether an operation was switched off."""
+    def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
+        """Whether an operation is switched off, for all tenants or for this one."""
 
     def ttl_for(self, operation: str, ttl: Duration | None) -> float:
         """Return the seconds for which results are kept, settings included."""
@@ -773,9 +773,10 @@ class Asker:
         answered = Answered(self.operation, tenant, Result.BYPASS, reason=reason, duration=duration)
         self.cache.calls.bypassed(answered, self.cache.counts.of(tenant, self.operation), span)
 
-    def is_off(self) -> bool:
-        """Whether calls go past the cache."""
-        return not self.cache.enabled or self.cache.is_disabled(self.operation)
+    def is_off(self, tenant: object) -> bool:
+        """Whether calls go past the cache, those of this tenant if it is known already."""
+        known = tenant if isinstance(tenant, str) else None
+        return not self.cache.enabled or self.cache.is_disabled(self.operation, known)
 
     def span(self) -> RequestSpan | None:
         """Open a call's span, where somebody records it."""
@@ -825,7 +826,7 @@ class Cached(Generic[P, R]):
         span = asker.span()
         values, tenant, packed = asker.identify(args, kwargs)
         first = cache.entries.first
-        off = asker.is_off()
+        off = asker.is_off(tenant)
         if first is not None and not off and tenant.__class__ is str:
             live = first.peek((asker.identity, tenant, asker.operation, packed))
             if live is not None:
@@ -837,6 +838,7 @@ class Cached(Generic[P, R]):
                     cache.calls.hit(live, tenant, asker.operation, span, started)
                     return value
         tenant = asker.checked(await tenant if inspect.isawaitable(tenant) else tenant)
+        off = off or asker.is_off(tenant)
         reason = Bypass.DISABLED if off else Bypass.KEY_TOO_LONG
         question = None if off else asker.question(values, tenant, packed, span, started)
         if question is None:
@@ -850,14 +852,14 @@ class Cached(Generic[P, R]):
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute the result anew, whatever is stored, and keep it."""
         question = await self._question(args, kwargs)
-        if question is None or self._asker.is_off():
+        if question is None or self._asker.is_off(question.tenant):
             return await self._function(*args, **kwargs)
         return await self._asker.cache.calls.answer(question, lambda: self._function(*args, **kwargs), anew=True)
 
     async def set(self, value: R, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Keep `value` as the result of this call; False if that did not work. Raises NotEncodable for what cannot."""
         question = await self._question(args, kwargs)
-        if question is None or self._asker.is_off():
+        if question is None or self._asker.is_off(question.tenant):
             return False
         return await self._asker.cache.calls.store(question, value) is None
 

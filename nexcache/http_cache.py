@@ -78,8 +78,8 @@ class Caching(Parts, Protocol):
     def ttl_of(self, policy: Policy) -> float:
         """Return the seconds for which a policy's responses are kept, settings included."""
 
-    def is_disabled(self, operation: str) -> bool:
-        """Whether an operation was switched off."""
+    def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
+        """Whether an operation is switched off, for all tenants or for this one."""
 
     async def invalidate_targets(self, tenant: str, targets: Targets, *, trigger: Trigger) -> Invalidation:
         """Make everything that depends on the targets a miss."""
@@ -193,7 +193,7 @@ class HttpCache:
     # --- which way -----------------------------------------------------------------------------------------
 
     async def _answer(self, visit: Visit, reason: Bypass | None) -> None:
-        if reason is None and self._cache.is_disabled(OPERATION):
+        if reason is None and self._cache.is_disabled(OPERATION, visit.tenant):
             reason = Bypass.DISABLED
         if reason is None and visit.method not in ("GET", "HEAD"):
             await self._write(visit)

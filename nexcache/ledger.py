@@ -7,15 +7,17 @@ operations, whatever the number of processes and of requests.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from nexcache.entries import Memory
 from nexcache.errors import StoreError, StoreUnavailable
 from nexcache.key import KeySpace, name_of, segment
+from nexcache.savings import saving
 from nexcache.stores.base import Store, Usage
 from nexcache.telemetry.counts import FIELDS, OTHER_TENANTS, Counts, Latency, OperationCounts
+from nexcache.trends import SLOT, SLOTS, Slot, Trend, Trends, added
 
 _KEPT_MS: Final = 30 * 86_400_000
 _EVERY: Final = 2.0
@@ -44,16 +46,23 @@ class Statistics:
 
     def as_dict(self) -> dict[str, object]:
         """Give the document that `GET /stats` answers."""
-        whole = _added(list(self.operations.values()))
+        saved = {name: saving(counts) for name, counts in self.operations.items()}
         return {
             "tenant": self.tenant,
-            **_figures(whole),
+            **_figures(added(list(self.operations.values()))),
+            "saved": {
+                "computations": sum(each.computations for each in saved.values()),
+                "seconds": round(sum(each.seconds for each in saved.values()), 3),
+            },
             "invalidations": self.invalidations,
             "entries": self.usage.entries if self.usage else None,
             "bytes": self.usage.bytes if self.usage else None,
             "estimated": bool(self.usage and self.usage.estimated),
-            "operations": {name: _figures(counts) for name, counts in sorted(self.operations.items())},
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since)),
+            "operations": {
+                name: {**_figures(counts), "saved": saved[name].as_dict(), **_held(self.usage, name)}
+                for name, counts in sorted(self.operations.items())
+            },
+            "since": _instant(self.since),
             "merged": self.merged,
         }
 
@@ -76,13 +85,16 @@ class Ledger:
         self._shared = shared
         self._clock = clock
         self._since = clock()
+        self._trends = Trends(keys=keys, shared=shared, clock=clock)
         self._written: dict[tuple[str, str], list[int]] = {}
+        self._noted: dict[tuple[str, str], list[int]] = {}
+        """What the trends know of: they are told of everything at once, whether or not the store can be."""
         self._adding = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Add up regularly from now on, if there is a store."""
-        if self._shared is not None and (self._task is None or self._task.done()):
+        """Add up regularly from now on."""
+        if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="nexcache-ledger")
 
     async def aclose(self) -> None:
@@ -96,33 +108,44 @@ class Ledger:
             except StoreError:
                 pass  # what happened last is lost to the sums, as after a crash
 
-    async def of(self, tenant: str) -> Statistics:
-        """Return a tenant's statistics, of all processes if the store answers."""
+    async def trend(self, tenant: str) -> Trend:
+        """Return what happened to a tenant within the last hour, of all processes if the store answers."""
+        try:
+            await self.flush(tenant)
+        except StoreError:
+            pass  # what is known here is noted already
+        return await self._trends.of(tenant)
+
+    async def of(self, tenant: str, *, usage: bool = True) -> Statistics:
+        """Return a tenant's statistics, of all processes if the store answers; `usage`: what it holds, too."""
         own = {name: counts for who, name, counts in self._counts if who == tenant}
         if self._shared is None:
-            entries, size = self._memory.usage(self._keys.prefix(tenant))
-            return _statistics(tenant, own, Usage(entries, size, estimated=False), self._since, merged=False)
+            held = self._memory.usage(self._keys.prefix(tenant)) if usage else None
+            return _statistics(tenant, own, held, self._since, merged=False)
         try:
             await self.flush(tenant)
             numbers = await self._shared.numbers(self._key(tenant))
-            usage = await self._shared.usage(self._keys.prefix(tenant), most=_LOOKED_AT)
+            held = await self._shared.usage(self._keys.prefix(tenant), most=_LOOKED_AT) if usage else None
         except StoreError:
             return _statistics(tenant, own, None, self._since, merged=False)
-        return _statistics(tenant, _merged(numbers), usage, numbers.get(_SINCE, self._since), merged=True)
+        return _statistics(tenant, _merged(numbers), held, numbers.get(_SINCE, self._since), merged=True)
 
     async def flush(self, only: str | None = None) -> None:
         """Add what happened since the last time to the store; what cannot be added waits for the next."""
-        if self._shared is None:
-            return
         async with self._adding:
             amounts: dict[str, dict[bytes, int]] = {}
             done: dict[tuple[str, str], list[int]] = {}
+            news: dict[str, dict[str, int]] = {}
             for number, (tenant, operation, counts) in enumerate(self._counts):
                 if tenant in ("", OTHER_TENANTS) or (only is not None and tenant != only):
                     continue
                 vector = counts.vector()
+                noted = self._noted.get((tenant, operation))
+                if vector != noted:
+                    _difference(noted, vector, news.setdefault(tenant, {}))
+                    self._noted[tenant, operation] = vector
                 before = self._written.get((tenant, operation))
-                if vector == before:
+                if self._shared is None or vector == before:
                     continue
                 prefix = segment(operation) + b"|"
                 fields = amounts.setdefault(tenant, {})
@@ -132,6 +155,10 @@ class Ledger:
                 done[tenant, operation] = vector
                 if number % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
+            for tenant, numbers in news.items():
+                self._trends.note(tenant, numbers)
+            if self._shared is None:
+                return
             for tenant, fields in amounts.items():
                 # noted before it is sent: what fails in doubt is lost rather than counted twice
                 fresh = {pair: vector for pair, vector in done.items() if pair[0] == tenant}
@@ -144,6 +171,7 @@ class Ledger:
                         for pair, vector_before in before_all.items():
                             self._written[pair] = vector_before or [0] * len(FIELDS)
                     raise
+            await self._trends.deliver()
 
     async def _run(self) -> None:
         while True:
@@ -176,9 +204,37 @@ def _merged(numbers: Mapping[bytes, int]) -> dict[str, OperationCounts]:
     return {operation: OperationCounts.from_vector(vector) for operation, vector in vectors.items()}
 
 
-def _added(counts: list[OperationCounts]) -> OperationCounts:
-    vectors = [each.vector() for each in counts] or [OperationCounts().vector()]
-    return OperationCounts.from_vector([sum(column) for column in zip(*vectors, strict=True)])
+def _difference(before: Sequence[int] | None, after: Sequence[int], into: dict[str, int]) -> None:
+    for index, name in enumerate(FIELDS):
+        if change := after[index] - (before[index] if before is not None else 0):
+            into[name] = into.get(name, 0) + change
+
+
+def _held(usage: Usage | None, operation: str) -> dict[str, int | None]:
+    if usage is None:
+        return {"entries": None, "bytes": None}
+    entries, size = usage.operations.get(segment(operation), (0, 0))
+    return {"entries": entries, "bytes": size}
+
+
+def trend_document(tenant: str, trend: Trend, *, since: int = 0) -> dict[str, object]:
+    """Give the document that `GET /trends` answers: slots from `since` on, and sums."""
+    return {
+        "tenant": tenant,
+        "merged": trend.merged,
+        "slot_seconds": SLOT,
+        "now": trend.now,
+        "slots": [_slot(slot) for slot in trend.slots if slot.at >= since],
+        "minutes": {"5": _figures(trend.last(300)), "60": _figures(trend.last(SLOTS * SLOT))},
+    }
+
+
+def _slot(slot: Slot) -> dict[str, object]:
+    return {"at": slot.at, **_figures(slot.counts)}
+
+
+def _instant(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _figures(counts: OperationCounts) -> dict[str, object]:

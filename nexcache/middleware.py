@@ -225,7 +225,7 @@ class CacheMiddleware:
         span = tracing.get(matched.policy.op) if tracing is not None else None
         tenant = self._found("tenant", self._tenant, scope)
         principal: Resolved | object = _UNASKED
-        if tenant.__class__ is str and span is None and not cache.emitter.hears(Answered):
+        if type(tenant) is str and span is None and not cache.emitter.hears(Answered):
             if self._principal is not None:
                 shared = self._principal is self._tenant
                 principal = tenant if shared else self._found("principal", self._principal, scope)
@@ -256,7 +256,7 @@ class CacheMiddleware:
         return self._policies.match(route_path(scope))
 
     def _in_memory(
-        self, matched: Matched, scope: Scope, tenant: Resolved, principal: Resolved | object, started: float
+        self, matched: Matched, scope: Scope, tenant: str, principal: Resolved | object, started: float
     ) -> tuple[Message, Message] | None:
         """Answer what this process holds, without waiting: the path that all is arranged for.
 
@@ -265,7 +265,7 @@ class CacheMiddleware:
         """
         cache, method, policy = self._cache, scope["method"], matched.policy
         first = cache.entries.first
-        if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op):
+        if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op, tenant):
             return None
         if cache.recent.watched and cache.recent.samples():  # the long way, which counts it
             return None
@@ -302,7 +302,7 @@ class CacheMiddleware:
         if method not in policy.methods and not (method == "HEAD" and "GET" in policy.methods):
             await self._bypass(request, Bypass.METHOD)
             return
-        if cache.is_disabled(policy.op):
+        if cache.is_disabled(policy.op, request.tenant):
             await self._bypass(request, Bypass.DISABLED)
             return
         watched = self._watched[request.index]
@@ -512,7 +512,7 @@ class CacheMiddleware:
                 return replace(examined, bypass=Bypass.NO_PRINCIPAL)
         if method not in policy.methods and not (method == "HEAD" and "GET" in policy.methods):
             return replace(examined, bypass=Bypass.METHOD)
-        if not self._cache.enabled or self._cache.is_disabled(policy.op):
+        if not self._cache.enabled or self._cache.is_disabled(policy.op, tenant):
             return replace(examined, bypass=Bypass.DISABLED)
         keyed = self._headers.read(method, scope["headers"], policy)
         if isinstance(keyed, Bypass):

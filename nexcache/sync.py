@@ -215,7 +215,7 @@ class SyncFace:
         refuse_in_loop()
         started = time.perf_counter()
         asker, question = question_of_parts(self._cache, tenant, operation, parts, ttl=ttl, tags=tags, started=started)
-        if asker.is_off():
+        if asker.is_off(question.tenant):
             try:
                 return compute()
             finally:
@@ -399,7 +399,7 @@ class SyncCached(Generic[P, R]):
         span = asker.span()
         values, tenant, packed = asker.identify(args, kwargs)
         first = cache.entries.first
-        off = asker.is_off()
+        off = asker.is_off(tenant)
         if first is not None and not off and tenant.__class__ is str:
             live = first.glance((asker.identity, tenant, asker.operation, packed))
             if live is not None:
@@ -411,6 +411,7 @@ class SyncCached(Generic[P, R]):
                     cache.calls.hit(live, tenant, asker.operation, span, started)
                     return value
         whose = self._whose(tenant)
+        off = off or asker.is_off(whose)
         question = None if off else asker.question(values, whose, packed, span, started)
         if question is None:
             reason = Bypass.DISABLED if off else Bypass.KEY_TOO_LONG
@@ -424,14 +425,14 @@ class SyncCached(Generic[P, R]):
         """Compute the result anew, whatever is stored, and keep it."""
         refuse_in_loop()
         question = self._question(args, kwargs)
-        if question is None or self._asker.is_off():
+        if question is None or self._asker.is_off(question.tenant):
             return self._function(*args, **kwargs)
         return self._face.answer(question, lambda: self._function(*args, **kwargs), anew=True)
 
     def set(self, value: R, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Keep `value` as the result of this call; False if that did not work. Raises NotEncodable for what cannot."""
         question = self._question(args, kwargs)
-        if question is None or self._asker.is_off():
+        if question is None or self._asker.is_off(question.tenant):
             return False
         return self._face.run(self._asker.cache.calls.store(question, value)) is None
 

@@ -26,6 +26,7 @@ from nexcache.settings import Settings, in_workers, parse_redis_url
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
 from nexcache.stores.memory import MemoryStore
+from nexcache.switches import Switches
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import Emitter, NotStored, Started
 from nexcache.telemetry.log import LogListener
@@ -62,6 +63,7 @@ class Parts:
     store: Store
     started: Started
     ledger: Ledger
+    switches: Switches
     recent: Recent
     calls: Calls
     codec: Codec
@@ -77,6 +79,8 @@ class Parts:
     watch: Watch
     explainer: Explainer
     sampler: Sampler
+    held: Memory
+    """The memory of this process that counts against its bounds."""
 
 
 def build(
@@ -198,6 +202,7 @@ def build(
         store=store if store is not None else local,
         started=_started(settings, store, signs=codec.signs),
         ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
+        switches=Switches(store),
         recent=recent,
         calls=Calls(
             entries=entries, emitter=emitter, leases=leases, budget=settings.op_timeout_ms / 1000 * BUDGET_FACTOR
@@ -212,6 +217,7 @@ def build(
         metrics=metrics,
         prometheus=PrometheusText(emitter, counts, memory=lambda: held.size, available=available),
         tracing=tracing,
+        held=held,
         watch=watch,
         explainer=Explainer(keys=keys, entries=entries, recent=recent, reasons=reasons),
         sampler=Sampler(

@@ -63,6 +63,7 @@ LAYERS: Final = {
         ingest.changes
         ingest.coalescing
         ingest.checking
+        savings
     """,
     "store protocol": """
         stores.base
@@ -85,6 +86,8 @@ LAYERS: Final = {
         compression
         collapse
         ledger
+        trends
+        switches
         refresh
         rate_limit
         vault
@@ -125,6 +128,7 @@ LAYERS: Final = {
         ingest.exporter
         ingest.warming
         ingest.rule_file
+        admin.page
     """,
     "listeners": """
         telemetry.otel

@@ -50,7 +50,12 @@ def problem(status: int, detail: str, *, headers: Headers = ()) -> Answer:
 
 async def send_answer(answer: Answer | Streamed, scope: Scope, receive: Receive, send: Send) -> None:
     """Send an answer; a stream ends with its generator or with its client."""
-    headers = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"), (b"content-type", answer.kind)]
+    kept = isinstance(answer, Answer) and any(name == b"etag" for name, _ in answer.headers)
+    headers = [
+        (b"cache-control", b"no-cache" if kept else b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-type", answer.kind),
+    ]
     if isinstance(answer, Answer):
         headers += [(b"content-length", b"%d" % len(answer.body)), *answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})

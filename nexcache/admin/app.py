@@ -17,6 +17,7 @@ from nexcache.admin.auth import Authorize, Caller, Denied, authenticate, tenant_
 from nexcache.admin.endpoints import ENDPOINTS, Endpoint
 from nexcache.admin.live import MOST, Live
 from nexcache.admin.openapi import openapi
+from nexcache.admin.page import Page
 from nexcache.alerts import Alert
 from nexcache.asgi import Headers, Receive, Scope, Send
 from nexcache.errors import ConfigurationError, InvalidName
@@ -24,7 +25,7 @@ from nexcache.explain import Explanation
 from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets, check_name, is_glob, matches
-from nexcache.ledger import Statistics
+from nexcache.ledger import Statistics, trend_document
 from nexcache.policy import query_parameters
 from nexcache.refresh import CREDENTIALS, Warmed
 from nexcache.sample import Preview, Sample
@@ -33,6 +34,7 @@ from nexcache.semantics.reuse import current_age, time_to_live
 from nexcache.telemetry.counts import OTHER_TENANTS
 from nexcache.telemetry.events import Audited, Emitter, HookFailed
 from nexcache.telemetry.names import Trigger
+from nexcache.trends import Trend
 
 _OTHERS: Final = "(all other tenants)"
 """What listings call the tenants beyond the bound of what is counted one by one."""
@@ -72,8 +74,11 @@ class Administered(Protocol):
     async def status(self) -> Health:
         """Say how cache and store are."""
 
-    async def stats(self, tenant: str) -> Statistics:
+    async def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
         """Return a tenant's statistics."""
+
+    async def trend(self, tenant: str) -> Trend:
+        """Return a tenant's last hour."""
 
     async def operations(self, tenant: str) -> frozenset[str]:
         """Return the operations that are known for a tenant."""
@@ -116,14 +121,19 @@ class Administered(Protocol):
     def metrics_text(self, tenant: str | None) -> tuple[str, str]:
         """Return this process's metrics as text, and its media type."""
 
-    def disable(self, operation: str) -> None:
-        """Send an operation's requests to the app."""
+    async def switch(self, operation: str, *, tenant: str | None = None, off: bool) -> bool:
+        """Send an operation's requests to the app, or no longer; False: the other nodes will be told later."""
 
-    def enable(self, operation: str) -> None:
-        """Undo it."""
+    def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
+        """Whether an operation is switched off, for all tenants or for this one."""
 
-    def is_disabled(self, operation: str) -> bool:
-        """Whether an operation is switched off."""
+    @property
+    def shares(self) -> bool:
+        """Whether there is a store that other processes may use, too."""
+
+    @property
+    def memory(self) -> tuple[int, int, int, int]:
+        """Entries and bytes in this process, and the most of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +174,13 @@ class AdminApp:
         self._cache = cache
         self._authorize = authorize
         self._live = Live(cache.emitter)
+        self._page = Page()
         self._handlers: Mapping[str, Callable[[_Call], Awaitable[Answer | Streamed]]] = {
             "health": self._health,
+            "whoami": self._whoami,
             "stats": self._stats,
+            "trends": self._trends,
+            "memory": self._memory,
             "operations": self._operations,
             "entries": self._entries,
             "tags": self._tags,
@@ -193,6 +207,9 @@ class AdminApp:
 
     async def _answer(self, scope: Scope) -> Answer | Streamed:
         """Guard first: who calls, from where, for what; then the endpoint; then the audit."""
+        segments = _segments(scope)
+        if (shell := self._page.answer(scope, segments)) is not None:
+            return shell  # it holds nothing that could be somebody's
         try:
             caller = await authenticate(scope, self._authorize)
         except Exception as error:  # noqa: BLE001 - who cannot be told is nobody
@@ -201,7 +218,6 @@ class AdminApp:
         if isinstance(caller, Denied):
             challenges = ((b"www-authenticate", b'ApiKey realm="nexcache"'), (b"www-authenticate", b"Bearer"))
             return problem(caller.status, caller.detail, headers=challenges)
-        segments = _segments(scope)
         found = [(each, place) for each in ENDPOINTS if (place := each.match(segments)) is not None]
         if not found:
             return problem(404, "There is no such endpoint.")
@@ -244,7 +260,22 @@ class AdminApp:
         return document(200, (await self._cache.status()).as_dict(operator=call.caller.operator))
 
     async def _stats(self, call: _Call) -> Answer:
-        return document(200, (await self._cache.stats(_tenant(call))).as_dict())
+        usage = call.query.get("usage") not in ("0", "false")
+        return document(200, (await self._cache.stats(_tenant(call), usage=usage)).as_dict())
+
+    async def _whoami(self, call: _Call) -> Answer:
+        caller = call.caller
+        return document(200, {"tenant": caller.tenant, "operator": caller.operator, "id": caller.who})
+
+    async def _trends(self, call: _Call) -> Answer:
+        tenant = _tenant(call)
+        return document(
+            200, trend_document(tenant, await self._cache.trend(tenant), since=int(call.query.get("since", "0")))
+        )
+
+    async def _memory(self, _: _Call) -> Answer:
+        names = ("entries", "bytes", "max_entries", "max_bytes")
+        return document(200, dict(zip(names, self._cache.memory, strict=True)))
 
     async def _operations(self, call: _Call) -> Answer:
         tenant = _tenant(call)
@@ -253,7 +284,7 @@ class AdminApp:
         found = [
             {
                 "name": name,
-                "disabled": self._cache.is_disabled(name),
+                "disabled": self._cache.is_disabled(name, tenant),
                 "requests": counted[name].requests if name in counted else 0,
                 "hits": counted[name].hits if name in counted else 0,
             }
@@ -336,7 +367,9 @@ class AdminApp:
         tenant = None if caller.operator and named is None else _tenant(call)
         if self._live.watching >= MOST:
             return problem(503, "Too many are watching.", headers=((b"retry-after", b"5"),))
-        return Streamed(self._live.watch(tenant, operator=caller.operator), b"text/event-stream")
+        answered = int(call.query["answered"]) if "answered" in call.query else None
+        watching = self._live.watch(tenant, operator=caller.operator, answered=answered)
+        return Streamed(watching, b"text/event-stream")
 
     async def _metrics(self, call: _Call) -> Answer:
         tenant = None if call.caller.operator and "tenant" not in call.query else _tenant(call)
@@ -416,19 +449,23 @@ class AdminApp:
             await asyncio.gather(warming, return_exceptions=True)
 
     async def _disable(self, call: _Call) -> Answer:
-        return await self._switch(call, self._cache.disable)
+        return await self._switch(call, off=True)
 
     async def _enable(self, call: _Call) -> Answer:
-        return await self._switch(call, self._cache.enable)
+        return await self._switch(call, off=False)
 
-    async def _switch(self, call: _Call, switch: Callable[[str], None]) -> Answer:
-        """Switch an operation that an app has a policy for: it is the same for every tenant."""
+    async def _switch(self, call: _Call, *, off: bool) -> Answer:
+        """Switch an operation that is known: a tenant's own, or by an operator who names nobody everybody's."""
+        everybody = call.caller.operator and call.caller.tenant is None and "tenant" not in call.query
+        tenant = None if everybody else _tenant(call)
         operation = call.place["operation"]
-        if operation not in await self._cache.operations(call.caller.tenant or "-"):
-            return problem(404, "No policy has that operation.")
-        switch(operation)
-        disabled = self._cache.is_disabled(operation)
-        return document(200, {"operation": operation, "disabled": disabled, "scope": "process"})
+        if operation not in await self._cache.operations(tenant or "-"):
+            return problem(404, "There is no operation of that name.")
+        told = await self._cache.switch(operation, tenant=tenant, off=off)
+        disabled = self._cache.is_disabled(operation, tenant)
+        scope = "all-nodes" if self._cache.shares else "process"
+        value = {"operation": operation, "disabled": disabled, "tenant": tenant, "scope": scope}
+        return document(200 if told else 202, value)
 
     async def _known(self, tenant: str, operation: str) -> None:
         try:

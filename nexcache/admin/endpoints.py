@@ -75,6 +75,24 @@ CURSOR: Final = Parameter(
     {"type": "string", "pattern": "^(?:[0-9a-f]{2}){1,300}$"},
     example="6f76657276696577",
 )
+USAGE: Final = Parameter(
+    "usage",
+    "Count the entries and their bytes, too: a bounded look at the store.",
+    {"type": "string", "enum": ["1", "0", "true", "false"], "default": "1"},
+    example="0",
+)
+SINCE: Final = Parameter(
+    "since",
+    "Only slots that begin then or later: seconds since the epoch.",
+    {"type": "string", "pattern": "^[0-9]{1,12}$"},
+    example="1767225600",
+)
+ANSWERED: Final = Parameter(
+    "answered",
+    "At most so many `answered` events a second; 0: none.",
+    {"type": "integer", "minimum": 0, "maximum": 1000},
+    example=10,
+)
 PATH: Final = Parameter(
     "path",
     "The request's path with its query, as a client sends it, percent-encoded.",
@@ -149,9 +167,30 @@ class Endpoint:
 
 
 _DONE: Final = {200: "Invalidation", 202: "Invalidation"}
+_SWITCHED: Final = {200: "Switched", 202: "Switched"}
 ENDPOINTS: Final = (
     Endpoint("health", "GET", "/health", "How the cache and its store are.", (), {200: "Health"}),
-    Endpoint("stats", "GET", "/stats", "A tenant's statistics, of all processes.", (TENANT,), {200: "Statistics"}),
+    Endpoint("whoami", "GET", "/whoami", "Who is known by these credentials.", (), {200: "Caller"}),
+    Endpoint(
+        "stats", "GET", "/stats", "A tenant's statistics, of all processes.", (TENANT, USAGE), {200: "Statistics"}
+    ),
+    Endpoint(
+        "trends",
+        "GET",
+        "/trends",
+        "What happened to a tenant's requests in the last hour, in slots of half a minute.",
+        (TENANT, SINCE),
+        {200: "Trends"},
+    ),
+    Endpoint(
+        "memory",
+        "GET",
+        "/memory",
+        "What this process holds in its memory, of all tenants together.",
+        (),
+        {200: "Memory"},
+        operators=True,
+    ),
     Endpoint(
         "operations",
         "GET",
@@ -195,7 +234,7 @@ ENDPOINTS: Final = (
         "GET",
         "/events",
         "What happens, as server-sent events, until the client or the cache leaves (five minutes at most).",
-        (TENANT,),
+        (TENANT, ANSWERED),
         {200: "Text"},
         ("text/event-stream",),
     ),
@@ -251,10 +290,9 @@ ENDPOINTS: Final = (
         "disable",
         "POST",
         "/operations/{operation}/disable",
-        "Send all requests of an operation to the app, for every tenant, in this process.",
-        (),
-        {200: "Switched"},
-        operators=True,
+        "Send a tenant's requests of an operation to the app, on all nodes; an operator who names none, everybody's.",
+        (TENANT,),
+        _SWITCHED,
         changes=True,
     ),
     Endpoint(
@@ -262,9 +300,8 @@ ENDPOINTS: Final = (
         "DELETE",
         "/operations/{operation}/disable",
         "Undo it.",
-        (),
-        {200: "Switched"},
-        operators=True,
+        (TENANT,),
+        _SWITCHED,
         changes=True,
     ),
     Endpoint(
@@ -272,9 +309,8 @@ ENDPOINTS: Final = (
         "POST",
         "/operations/{operation}/enable",
         "Undo it.",
-        (),
-        {200: "Switched"},
-        operators=True,
+        (TENANT,),
+        _SWITCHED,
         changes=True,
     ),
 )

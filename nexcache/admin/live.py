@@ -62,21 +62,33 @@ class Live:
         heartbeat: float = _HEARTBEAT,
         longest: float = _LONGEST,
         queued: int = _QUEUED,
+        answered: int | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Give server-sent events (HTML §9.2) until the cache is closed: those of a tenant, or of all of them (None).
 
-        What does not belong to one tenant and says more than the state of the store is for operators.
+        What does not belong to one tenant and says more than the state of the store is for operators. Of `answered`
+        events at most so many a second are given, and the number of the others (`thinned`); with 0 there are none,
+        and nobody's hit pays for them.
         """
         loop = asyncio.get_running_loop()
         waiting: deque[Event] = deque()
         news = asyncio.Event()
-        dropped = 0
+        dropped = thinned = 0
         ends = False
+        second, given = 0.0, 0
 
         def hear(event: Event) -> None:
-            nonlocal dropped, ends
+            nonlocal dropped, thinned, ends, second, given
             if isinstance(event, _OF_ONE) and tenant is not None and event.tenant != tenant:
                 return
+            if answered is not None and isinstance(event, Answered):
+                now = loop.time()
+                if now - second >= 1.0:
+                    second, given = now, 0
+                if given >= answered:
+                    thinned += 1  # told with the next event: there are more than enough of them
+                    return
+                given += 1
             if isinstance(event, Stopped):
                 ends = True
             elif len(waiting) < queued:
@@ -87,6 +99,8 @@ class Live:
                 _wake(loop, news.set)
 
         kinds = (*_OF_ONE, *_OF_ALL, *(_OF_OPERATORS if operator and tenant is None else ()))
+        if answered == 0:
+            kinds = tuple(kind for kind in kinds if kind is not Answered)
         self._emitter.subscribe(hear, *kinds)
         self.watching += 1
         until = loop.time() + longest
@@ -97,6 +111,9 @@ class Live:
                 if dropped:
                     frames.append(_sse("dropped", {"dropped": dropped}))
                     dropped = 0
+                if thinned:
+                    frames.append(_sse("thinned", {"answered": thinned}))
+                    thinned = 0
                 if frames:
                     yield b"".join(frames)
                 if ends or loop.time() >= until:

@@ -27,6 +27,7 @@ def _page(name: str, item: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 _LATENCY: Final = _object(dict.fromkeys(("mean", "p50", "p95", "p99"), _NUMBER))
+_SAVED: Final = {"computations": _COUNT, "seconds": _NUMBER}
 _FIGURES: Final = {
     **dict.fromkeys(
         ("requests", "hits", "misses", "stale", "bypasses", "errors", "coalesced", "invalidations"), _COUNT
@@ -67,11 +68,36 @@ _SCHEMAS: Final = {
             "entries": _or_null(_COUNT),
             "bytes": _or_null(_COUNT),
             "estimated": _FLAG,
-            "operations": {"type": "object", "additionalProperties": _object(_FIGURES)},
+            "saved": _object(_SAVED),
+            "operations": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {
+                        **_FIGURES,
+                        "saved": _object(
+                            {**_SAVED, "verdict": {"enum": ["pays", "seldom-hit", "cheap", "too-few"]}},
+                        ),
+                        "entries": _or_null(_COUNT),
+                        "bytes": _or_null(_COUNT),
+                    }
+                ),
+            },
             "since": {"type": "string", "format": "date-time"},
             "merged": _FLAG,
         }
     ),
+    "Caller": _object({"tenant": _or_null(_TEXT), "operator": _FLAG, "id": _TEXT}),
+    "Trends": _object(
+        {
+            "tenant": _TEXT,
+            "merged": _FLAG,
+            "slot_seconds": _COUNT,
+            "now": _COUNT,
+            "slots": {"type": "array", "items": _object({"at": _COUNT, **_FIGURES})},
+            "minutes": _object({"5": _object(_FIGURES), "60": _object(_FIGURES)}),
+        }
+    ),
+    "Memory": _object(dict.fromkeys(("entries", "bytes", "max_entries", "max_bytes"), _COUNT)),
     "Operations": _page("operations", _object({"name": _TEXT, "disabled": _FLAG, "requests": _COUNT, "hits": _COUNT})),
     "Entries": _page(
         "entries",
@@ -125,7 +151,14 @@ _SCHEMAS: Final = {
     ),
     "Invalidation": {"anyOf": [_DONE, _PREVIEW]},
     "Warmed": _object({"operation": _TEXT, "requested": _COUNT, "refreshed": _COUNT, "failed": _COUNT, "ms": _NUMBER}),
-    "Switched": _object({"operation": _TEXT, "disabled": _FLAG, "scope": {"const": "process"}}),
+    "Switched": _object(
+        {
+            "operation": _TEXT,
+            "disabled": _FLAG,
+            "tenant": _or_null(_TEXT),
+            "scope": {"enum": ["process", "all-nodes"]},
+        }
+    ),
     "Problem": _object({"type": _TEXT, "title": _TEXT, "status": _COUNT, "detail": _TEXT}),
 }
 _SAYS: Final = {200: "Done.", 202: "The store is away: it holds here, and is queued for the others."}

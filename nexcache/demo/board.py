@@ -23,6 +23,8 @@ class Board:
     """Commands to copy, each at most 80 columns."""
     duration: float | None
     """Seconds; None: until it is stopped."""
+    operator: str = ""
+    """The key of one who may see all tenants."""
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     judgement: Judgement = field(default_factory=Judgement)
     invalidations: Counter[str] = field(default_factory=Counter)

@@ -76,7 +76,9 @@ def run(options: Options, console: Console, rules: tuple[IngestRule, ...] = RULE
         console.print(f"store: {store}", highlight=False)
         port: int = listener.getsockname()[1]
         keys = {tenant: f"{tenant}-{secrets.token_hex(6)}" for tenant in TENANTS}
-        board = Board(f"{HOST}:{port}", keys, store, _try_lines(f"{HOST}:{port}", keys, valkey), options.duration)
+        operator, address = f"operator-{secrets.token_hex(6)}", f"{HOST}:{port}"
+        lines = _try_lines(address, keys, operator, valkey)
+        board = Board(address, keys, store, lines, options.duration, operator)
         if console.is_terminal and not options.headless:
             notes = _Notes(board)
             logging.getLogger().addHandler(notes)
@@ -117,7 +119,10 @@ class _Demo:
             redis_url=valkey.url if valkey else "",
             redis_host=None,
             signing_keys={"demo": secrets.token_hex()},
-            api_keys=tuple(tenants.ApiKey.of(tenant, key) for tenant, key in self._board.keys.items()),
+            api_keys=(
+                *(tenants.ApiKey.of(tenant, key) for tenant, key in self._board.keys.items()),
+                tenants.ApiKey.parse(f"{tenants.ApiKey.of('operator', self._board.operator)};role=operator"),
+            ),
         )
         async with NexCache(settings) as cache:
             cache.emitter.subscribe(self._heard, Invalidated, BackendChanged)
@@ -204,9 +209,12 @@ def _start_store(options: Options) -> tuple[EmbeddedValkey | None, str]:
     return valkey, f"Valkey on {HOST}:{valkey.port}, process {valkey.pid}"
 
 
-def _try_lines(address: str, keys: Mapping[str, str], valkey: EmbeddedValkey | None) -> tuple[str, ...]:
+def _try_lines(address: str, keys: Mapping[str, str], operator: str, valkey: EmbeddedValkey | None) -> tuple[str, ...]:
     acme, globex = keys.values()
+    page = f"http://{address}/api/v1/cache/#key="
     lines = [
+        f"open {page}{acme}",
+        f"open {page}{operator}",
         f"curl -is -H X-API-Key:{acme} {address}/api/v1/dashboard",
         f"curl -is -H X-API-Key:{acme} {address}{UNCACHED}/api/v1/dashboard",
         f"curl -is -H X-API-Key:{globex} {address}/api/v1/services/cart",

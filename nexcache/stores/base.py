@@ -1,9 +1,9 @@
 """What NexCache asks of a store: the Protocol. Keys and values are bytes; policy lives elsewhere."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
 
 from nexcache.stores.tokens import HARD, UNTOUCHED
 from nexcache.telemetry.names import Tier
@@ -75,6 +75,9 @@ class StoreHealth:
     detail: str = ""
 
 
+ByOperation: TypeAlias = Mapping[bytes, tuple[int, int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """How much of a store belongs to somebody."""
@@ -83,6 +86,24 @@ class Usage:
     bytes: int
     estimated: bool
     """Only a part of the keys was looked at, and the figures are projected from it."""
+    operations: ByOperation = field(default_factory=dict)
+    """Entries and bytes by the segment of the key that names the operation."""
+
+
+def add_up(sizes: Iterable[tuple[bytes, int]], *, factor: float = 1.0, estimated: bool = False) -> Usage:
+    """Add up entries' keys and sizes, each of which stands for `factor` of them."""
+    found: dict[bytes, tuple[int, int]] = {}
+    for key, size in sizes:
+        operation = key.split(b":")[-2]
+        entries, held = found.get(operation, (0, 0))
+        found[operation] = (entries + 1, held + size)
+    operations = {name: (round(number * factor), round(held * factor)) for name, (number, held) in found.items()}
+    return Usage(
+        sum(number for number, _ in operations.values()),
+        sum(held for _, held in operations.values()),
+        estimated,
+        operations,
+    )
 
 
 @dataclass(frozen=True, slots=True)

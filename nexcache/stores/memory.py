@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from nexcache.stores.base import Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.base import Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, add_up, new_token
 from nexcache.stores.tokens import CLOCK, softened, stale_since
 from nexcache.telemetry.names import Tier
 
@@ -384,8 +384,7 @@ class MemoryStore:
     async def usage(self, prefix: bytes, *, most: int) -> Usage:
         """Count the values whose keys begin with `prefix`."""
         del most
-        held = [self._values.peek(key) or b"" for key in self._values if key.startswith(prefix)]
-        return Usage(len(held), sum(map(len, held)), estimated=False)
+        return add_up((key, len(self._values.peek(key) or b"")) for key in self._values if key.startswith(prefix))
 
     async def names(self, prefix: bytes, *, most: int) -> Names:
         """List the keys that begin with `prefix`."""

@@ -17,7 +17,7 @@ from redis.exceptions import AskError
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
-from nexcache.stores.base import SENTINEL, Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, new_token
+from nexcache.stores.base import SENTINEL, Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, add_up, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.door import Door
 from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
@@ -359,7 +359,8 @@ class RedisCommands(ABC):
     async def usage(self, prefix: bytes, *, most: int) -> Usage:
         """Count with SCAN, in steps that hold up nobody; beyond `most` keys the rest is projected."""
         pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", prefix) + b"*"
-        cursor, looked_at, entries, size = b"0", 0, 0, 0
+        cursor, looked_at = b"0", 0
+        found: dict[bytes, int] = {}  # SCAN may give a key twice
         while True:
             scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
             (reply, total), _ = await self._call("stats", (scan, ("DBSIZE",)), deadline=None, waited_for=False)
@@ -368,12 +369,12 @@ class RedisCommands(ABC):
             keys = [key for key in keys if not key.startswith(prefix + b"@") and key.count(b":") == _COLONS]
             if keys:
                 sizes, _ = await self._call("stats", [("STRLEN", key) for key in keys], deadline=None, waited_for=False)
-                entries, size = entries + len(keys), size + sum(sizes)
+                found.update(zip(keys, sizes, strict=True))
             if cursor == b"0":
-                return Usage(entries, size, estimated=False)
+                return add_up(found.items())
             if looked_at >= most:
                 factor = max(1.0, total / looked_at)
-                return Usage(round(entries * factor), round(size * factor), estimated=True)
+                return add_up(found.items(), factor=factor, estimated=True)
 
     async def names(self, prefix: bytes, *, most: int) -> Names:
         """List keys with SCAN, in steps that hold up nobody."""

@@ -114,11 +114,103 @@ async def test_an_operation_that_is_switched_off_goes_to_the_app_until_it_is_swi
     hit = await site.ask("/overview")
     unknown = await site.ask("/admin/operations/nothing/disable", method="POST", who="operator")
 
-    assert off.json() == {"operation": "overview", "disabled": True, "scope": "process"}
+    assert off.json() == {"operation": "overview", "disabled": True, "tenant": None, "scope": "process"}
     assert "detail=disabled" in bypassed.headers["cache-status"]
     assert on.json()["disabled"] is False
     assert "; hit;" in hit.headers["cache-status"]
     assert unknown.status_code == 404
+
+
+async def test_a_tenant_switches_its_own_and_nobody_elses(site: Site) -> None:
+    for who in ("acme", "globex"):
+        await site.ask("/overview", who=who)
+
+    off = await site.ask("/admin/operations/overview/disable", method="POST")
+    foreign = await site.ask("/admin/operations/overview/disable?tenant=globex", method="POST")
+    own = await site.ask("/overview")
+    others = await site.ask("/overview", who="globex")
+    on = await site.ask("/admin/operations/overview/enable", method="POST")
+
+    assert off.json() == {"operation": "overview", "disabled": True, "tenant": "acme", "scope": "process"}
+    assert foreign.status_code == 403
+    assert "detail=disabled" in own.headers["cache-status"]
+    assert "; hit;" in others.headers["cache-status"]
+    assert on.json()["disabled"] is False
+    assert "; hit;" in (await site.ask("/overview")).headers["cache-status"]
+
+
+async def test_a_switch_reaches_other_nodes(redis_url: str) -> None:
+    site, other = (Site(Settings(redis_url=redis_url, op_timeout_ms=1000)) for _ in range(2))
+    try:
+        await site.ask("/overview")
+        off = await site.ask("/admin/operations/overview/disable?tenant=acme", method="POST", who="operator")
+        await other.cache._parts.switches.look()
+        listed = await pages(other, "/admin/operations", "operations")
+        bypassed = await other.ask("/overview")
+    finally:
+        await site.cache.aclose()
+        await other.cache.aclose()
+
+    assert off.json() == {"operation": "overview", "disabled": True, "tenant": "acme", "scope": "all-nodes"}
+    assert {each["name"] for each in listed if each["disabled"]} == {"overview"}
+    assert "detail=disabled" in bypassed.headers["cache-status"]
+
+
+async def test_everybody_is_told_who_they_are(site: Site) -> None:
+    tenant = (await site.ask("/admin/whoami")).json()
+    operator = (await site.ask("/admin/whoami", who="operator")).json()
+    assert (tenant["tenant"], tenant["operator"]) == ("acme", False)
+    assert (operator["tenant"], operator["operator"]) == (None, True)
+    assert len(tenant["id"]) == len(operator["id"]) == 8
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_the_trends_are_the_tenants_own(kind: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("redis_url") if kind == "redis" else None
+    site = Site(Settings(redis_url=url, redis_host=None, op_timeout_ms=1000))
+    try:
+        for _ in range(3):
+            await site.ask("/overview")
+        await site.ask("/overview", who="globex")
+        found = (await site.ask("/admin/trends")).json()
+        later = (await site.ask(f"/admin/trends?since={found['now'] + 30}")).json()
+        foreign = await site.ask("/admin/trends?tenant=globex")
+    finally:
+        await site.cache.aclose()
+
+    assert sum(slot["requests"] for slot in found["slots"]) == 3
+    assert found["minutes"]["5"]["hits"] == found["minutes"]["60"]["hits"] == 2
+    assert found["minutes"]["5"]["latency"]["miss"]["p95"] > 0
+    assert found["merged"] is (kind == "redis")
+    assert not later["slots"]
+    assert foreign.status_code == 403
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_statistics_say_what_each_operation_holds_and_saves(kind: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("redis_url") if kind == "redis" else None
+    site = Site(Settings(redis_url=url, redis_host=None, op_timeout_ms=1000))
+    try:
+        for path in ("/overview", "/overview", "/services/cart", "/services/checkout"):
+            await site.ask(path)
+        stats = (await site.ask("/admin/stats")).json()
+        quick = (await site.ask("/admin/stats?usage=0")).json()
+    finally:
+        await site.cache.aclose()
+
+    assert {name: each["entries"] for name, each in stats["operations"].items()} == {"overview": 1, "service": 2}
+    assert sum(each["bytes"] for each in stats["operations"].values()) == stats["bytes"] > 0
+    assert stats["saved"]["computations"] == stats["operations"]["overview"]["saved"]["computations"] == 1
+    assert stats["operations"]["service"]["saved"] == {"computations": 0, "seconds": 0.0, "verdict": "too-few"}
+    assert quick["entries"] is quick["operations"]["overview"]["bytes"] is None
+
+
+async def test_a_processes_memory_is_for_operators(site: Site) -> None:
+    await site.ask("/overview", who="globex")
+    assert (await site.ask("/admin/memory")).status_code == 403
+    held = (await site.ask("/admin/memory", who="operator")).json()
+    assert held["entries"] == 1
+    assert 0 < held["bytes"] < held["max_bytes"]
 
 
 async def test_explain_tells_a_tenant_of_its_own_request(site: Site) -> None:

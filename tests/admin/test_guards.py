@@ -215,7 +215,13 @@ CHANGES = [
     ("DELETE", "/admin/invalidate?tenant=globex", "acme", ("globex", False, "invalidate_all", "*", "refused")),
     ("DELETE", "/admin/invalidate?tenant=acme", "ops", ("acme", True, "invalidate_all", "*", "done")),
     ("POST", "/admin/warm/overview", "acme", ("acme", False, "warm", "overview", "done")),
-    ("POST", "/admin/operations/overview/disable", "acme", ("acme", False, "disable", "overview", "refused")),
+    ("POST", "/admin/operations/overview/disable", "acme", ("acme", False, "disable", "overview", "done")),
+    (
+        "POST",
+        "/admin/operations/overview/disable?tenant=globex",
+        "acme",
+        ("globex", False, "disable", "overview", "refused"),
+    ),
     ("POST", "/admin/operations/overview/disable", "ops", (None, True, "disable", "overview", "done")),
     ("DELETE", "/admin/operations/overview/disable", "ops", (None, True, "enable", "overview", "done")),
 ]

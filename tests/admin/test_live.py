@@ -114,6 +114,28 @@ async def test_what_a_slow_watcher_cannot_hold_is_dropped_and_counted() -> None:
     assert [name for name, _ in later] == ["answered"]
 
 
+async def test_of_requests_only_so_many_a_second_are_given_and_the_others_counted() -> None:
+    emitter = Emitter()
+    watching = await begun(Live(emitter), "acme", answered=3)
+
+    for _ in range(10):
+        emitter.emit(answered("acme"))
+    emitter.emit(invalidated("acme"))
+    frames = parsed(await anext(watching))
+    await watching.aclose()
+
+    assert [name for name, _ in frames] == ["answered"] * 3 + ["invalidated", "thinned"]
+    assert frames[-1][1] == {"answered": 7}
+
+
+async def test_who_wants_no_requests_makes_no_hit_slower() -> None:
+    emitter = Emitter()
+    watching = await begun(Live(emitter), "acme", answered=0)
+    assert not emitter.hears(Answered)
+    assert emitter.hears(Invalidated)
+    await watching.aclose()
+
+
 async def test_silence_is_filled_with_comments() -> None:
     watching = await begun(Live(Emitter()), "acme", heartbeat=0.001)
     assert (await anext(watching)).startswith(b":")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 
+import httpx2
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -100,6 +101,19 @@ def test_ctrl_c_ends_with_the_summary_and_status_0() -> None:
         text, _ = demo.communicate(timeout=30)
     assert "answers checked: 0 stale" in text
     assert demo.returncode == 0
+
+
+def test_the_page_is_live_at_the_printed_address() -> None:
+    with running("memory=True") as demo:
+        page = wait_for(demo, r"open (http\S+)#key=(acme-\w+)$")
+        operator = wait_for(demo, r"open http\S+#key=(operator-\w+)$")[1]
+        wait_for(demo, r"^00:0\d")
+        shell = httpx2.get(page[1])
+        trends = httpx2.get(page[1] + "trends", headers={"x-api-key": page[2]}).json()
+        known = httpx2.get(page[1] + "tenants", headers={"x-api-key": operator}).json()
+    assert "<title>NexCache</title>" in shell.text
+    assert trends["minutes"]["5"]["hits"] > 0
+    assert {each["id"] for each in known["tenants"]} == {"acme", "globex"}
 
 
 def test_a_killed_store_costs_no_answer_and_comes_back_without_a_restart() -> None:
