@@ -23,6 +23,8 @@ class StoredResponse:
     """The age in seconds that it already had when the app sent it (RFC 9111 §4.2.3)."""
     cost: float = 0.0
     """Seconds that computing it took; 0 where that is not known."""
+    filled_by: bytes = b""
+    """The trace id (16 bytes) and the span id (8) of the span that computed it; empty where none was recorded."""
 
     @property
     def size(self) -> int:

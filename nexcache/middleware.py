@@ -716,6 +716,7 @@ class CacheMiddleware:
                     ttl=prepared.ttl,
                     size=len(prepared.response.body),
                     duration=duration,
+                    filled_by=_span_of(prepared.response),
                 ),
             )
         await request.send(start)
@@ -786,6 +787,8 @@ class CacheMiddleware:
                 return NotStoredReason.TAGS
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
+            if span is not None and span.filling:
+                response = replace(response, filled_by=span.filling)
             with span.put(policy.op) if span is not None else nullcontext():
                 kept = await cache.entries.keep(key, snapshot, response, counts, named)
             if refreshing is not None:
@@ -888,9 +891,12 @@ class CacheMiddleware:
         )
 
     def _tell(self, request: _Request, answered: Answered) -> None:
-        if request.span is not None:
-            request.span.end(answered)
-        self._cache.emitter.emit(answered)
+        if request.span is None:
+            self._cache.emitter.emit(answered)
+            return
+        with request.span.current():
+            self._cache.emitter.emit(answered)
+        request.span.end(answered)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start and end the cache with the app; an app without lifespan gets one."""
@@ -972,6 +978,12 @@ def _end(outcome: Outcome, not_stored: NotStoredReason | None) -> End:
             return End.ALONE
         case _:
             return End.FAILED
+
+
+def _span_of(response: StoredResponse) -> str | None:
+    """Return the trace and the span that computed a response, as events tell it."""
+    filled_by = response.filled_by.hex()
+    return f"{filled_by[:32]}-{filled_by[32:]}" if filled_by else None
 
 
 def _target(scope: Scope, fields: Headers, body: bytes) -> Target:

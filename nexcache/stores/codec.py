@@ -20,6 +20,9 @@ from nexcache.semantics.headers import MOST_FIELDS, is_sendable
 VERSION: Final = 2
 _MOST_GENERATIONS: Final = 64
 _LONGEST_KID: Final = 64
+_FIELDS: Final = 10
+"""Fields that every entry has; the span that filled it may follow."""
+_SPAN: Final = 24
 _OLDEST: Final = 2**31
 
 
@@ -67,6 +70,7 @@ class Codec:
                 response.etag,
                 response.headers,
                 response.body,
+                *((response.filled_by,) if response.filled_by else ()),
             )
         )
         if seal is not None:
@@ -122,6 +126,11 @@ def _unpack(value: bytes) -> Any:
 
 def _entry(fields: Any) -> Entry | None:
     """Check every type and bound; what passes is as good as if it had been built here."""
+    filled_by = b""
+    if isinstance(fields, tuple) and len(fields) > _FIELDS:
+        *fields, filled_by = fields
+        if not isinstance(filled_by, bytes) or len(filled_by) != _SPAN:
+            return None
     match fields:
         case (
             bytes(request),
@@ -146,7 +155,9 @@ def _entry(fields: Any) -> Entry | None:
         return None
     if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000 and 0 <= cost < _OLDEST):
         return None
-    response = StoredResponse(status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000)
+    response = StoredResponse(
+        status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000, filled_by
+    )
     return Entry(request, response, generations)
 
 

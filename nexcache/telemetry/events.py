@@ -32,6 +32,8 @@ class Answered:
     """The answer was computed for another request that was waiting for the same."""
     duration: float = 0.0
     """Seconds from the arrival of the request: until it was looked up (hit) or answered (otherwise)."""
+    filled_by: str | None = None
+    """The trace and the span that computed the entry, in hexadecimal, joined by a hyphen; hits only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +238,18 @@ Listener: TypeAlias = Callable[[Event], None]
 class RequestSpan(Protocol):
     """The open span of one cacheable request."""
 
+    @property
+    def filling(self) -> bytes:
+        """The trace id and the span id of `fill`, once it was entered; empty before, or where it is not recorded."""
+
     def fill(self, operation: str) -> AbstractContextManager[None]:
         """Make a child span current while the app computes, so that its own spans nest in it."""
 
     def put(self, operation: str) -> AbstractContextManager[None]:
         """Cover the storing of the answer."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the request's span current, so that what is logged names it."""
 
     def end(self, answered: Answered) -> None:
         """Give the span its final name and attributes, and end it. Later calls do nothing."""

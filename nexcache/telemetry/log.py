@@ -145,9 +145,8 @@ def _debug_enabled() -> bool:
 def _log(level: Literal["debug", "info", "warning"], event: Event, **more: object) -> None:
     kind = type(event)
     line = {name: _plain(getattr(event, name)) for name in _FIELDS[kind]} | more
-    span = get_current_span()
-    if span.is_recording():
-        context = span.get_span_context()
+    context = get_current_span().get_span_context()
+    if context.is_valid:  # also where the span is not recorded here: the caller's logs have the same trace
         line |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
     # By the level's method: it is what every kind of structlog logger has.
     write = getattr(library_logger(), level)
