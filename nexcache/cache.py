@@ -301,6 +301,11 @@ class NexCache:
         return self._parts.watch.alerts
 
     @property
+    def store_name(self) -> str:
+        """Where entries are kept, as the start-up line says it."""
+        return self._parts.started.description
+
+    @property
     def version(self) -> str:
         """NexCache's version."""
         return version()
