@@ -225,7 +225,11 @@ def invalidate(
 
 def _reach(document: Document) -> str:
     about = "about " if document["estimated"] else ""
-    return f"{about}{document['entries']:,} entries of {len(document['operations'])} operations"
+    entries, operations = document["entries"], len(document["operations"])
+    return (
+        f"{about}{entries:,} {'entry' if entries == 1 else 'entries'} of "
+        f"{operations} {'operation' if operations == 1 else 'operations'}"
+    )
 
 
 def _print_reach(document: Document) -> None:
