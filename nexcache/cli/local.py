@@ -38,7 +38,9 @@ class Local:
                 "REDIS_URL, or give --url with the address of the app's admin endpoints"
             )
         self._tenant = tenant
-        logging.getLogger("nexcache").setLevel(logging.CRITICAL)  # how the store fares, the commands say themselves
+        self._log = logging.getLogger("nexcache")
+        self._level = self._log.level
+        self._log.setLevel(logging.CRITICAL)  # how the store fares, the commands say themselves
         self._runner = asyncio.Runner()
         self._cache = NexCache(settings)
         self.name = self._cache.store_name
@@ -53,6 +55,7 @@ class Local:
             self._runner.run(self._cache.aclose())
         finally:
             self._runner.close()
+            self._log.setLevel(self._level)
 
     @property
     def tenant(self) -> str:
