@@ -36,7 +36,7 @@ from nexcache.telemetry.prometheus import PrometheusText
 if TYPE_CHECKING:
     from nexcache.invalidation.coherence import Coherence
     from nexcache.stores.redis import RedisCommands
-    from nexcache.stores.target import CredentialProvider
+    from nexcache.stores.target import AnyTarget, CredentialProvider
     from nexcache.vault import Vault
 
 
@@ -252,13 +252,12 @@ def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:
     """Remember nothing of what was read."""
 
 
-def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvider | None") -> "RedisCommands | None":
+def redis_target(settings: Settings, credentials: "CredentialProvider | None" = None) -> "AnyTarget | None":
+    """Return where the settings say that the servers are; None where they name none."""
     url = settings.get_redis_url()
     if url is None:
         return None
-    from nexcache.stores.cluster import ClusterStore  # noqa: PLC0415 - only where used
-    from nexcache.stores.redis import InfoEpoch, RedisStore, TrustedEpoch  # noqa: PLC0415 - only where used
-    from nexcache.stores.target import ClusterTarget, PasswordFile, target_of  # noqa: PLC0415 - only where used
+    from nexcache.stores.target import PasswordFile, target_of  # noqa: PLC0415 - only where used
 
     place = parse_redis_url(url)
     if credentials is None and settings.redis_credentials != "password":
@@ -269,13 +268,23 @@ def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvide
             credentials = rotating
     if credentials is not None:
         place |= {"username": None, "password": None}
-    target = target_of(
+    return target_of(
         place,
         ca_certs=_text(settings.redis_ssl_ca_certs),
         client_cert=_text(settings.redis_ssl_certfile),
         client_key=_text(settings.redis_ssl_keyfile),
         credentials=credentials,
     )
+
+
+def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvider | None") -> "RedisCommands | None":
+    target = redis_target(settings, credentials)
+    if target is None:
+        return None
+    from nexcache.stores.cluster import ClusterStore  # noqa: PLC0415 - only where used
+    from nexcache.stores.redis import InfoEpoch, RedisStore, TrustedEpoch  # noqa: PLC0415 - only where used
+    from nexcache.stores.target import ClusterTarget  # noqa: PLC0415 - only where used
+
     timeout, trust = settings.op_timeout_ms / 1000, settings.failover == "trust"
     if isinstance(target, ClusterTarget):
         return ClusterStore(target, emitter=emitter, timeout=timeout, epoch=TrustedEpoch if trust else InfoEpoch)

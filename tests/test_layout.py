@@ -42,6 +42,7 @@ LAYERS: Final = {
         stores.breaker
         stores.codec
         ladder
+        diagnosis
         alerts
         ingest.windows
         ingest.changes
@@ -54,6 +55,7 @@ LAYERS: Final = {
     "I/O": """
         stores.memory
         stores.redis
+        stores.inspection
         stores.lane
         stores.faults
         invalidation.apply
@@ -135,7 +137,8 @@ ALLOWED: Final = {
 
 OWNERS: Final = {
     "redis": frozenset(
-        f"stores.{name}" for name in ("redis", "lane", "faults", "door", "epoch", "target", "cluster", "entra_id")
+        f"stores.{name}"
+        for name in ("redis", "lane", "faults", "inspection", "door", "epoch", "target", "cluster", "entra_id")
     )
     | {"invalidation.backplane"},
     "redis_entraid": frozenset(("stores.entra_id",)),
@@ -143,7 +146,7 @@ OWNERS: Final = {
     "opentelemetry": frozenset((*LAYERS["listeners"].split(), "ingest.exporter")),
     "httpx2": frozenset(("ingest.forward",)),
     "starlette": frozenset(("fastapi",)),
-    "pydantic": frozenset(("settings", "fastapi")),
+    "pydantic": frozenset(("settings", "cli.masked", "fastapi")),
     "pydantic_settings": frozenset(("settings",)),
     "fastapi": frozenset(("fastapi",)),
     "msgpack": frozenset(("stores.codec", "invalidation.backplane", "invalidation.tags", "fill_lease")),

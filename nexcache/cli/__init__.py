@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nexcache.cli import administer, monitor
+from nexcache.cli import administer, config, doctor, monitor
 from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
@@ -111,5 +111,7 @@ for command in (
     administer.explain,
     administer.invalidate,
     administer.warm,
+    doctor.doctor,
+    config.config,
 ):
     app.command()(command)

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final, Self, TypeVar
 
@@ -27,6 +28,18 @@ def patient() -> Settings:
         raise Failed(str(error)) from error
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the cache's warnings off the terminal: how the store fares, the commands say themselves."""
+    log = logging.getLogger("nexcache")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 class Local:
     """A cache of this process's own, beside those of the apps: it shares their store and nothing else."""
 
@@ -38,15 +51,14 @@ class Local:
                 "REDIS_URL, or give --url with the address of the app's admin endpoints"
             )
         self._tenant = tenant
-        self._log = logging.getLogger("nexcache")
-        self._level = self._log.level
-        self._log.setLevel(logging.CRITICAL)  # how the store fares, the commands say themselves
+        self._quiet = quiet()
         self._runner = asyncio.Runner()
         self._cache = NexCache(settings)
         self.name = self._cache.store_name
 
     def __enter__(self) -> Self:
         """Begin."""
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,7 +67,7 @@ class Local:
             self._runner.run(self._cache.aclose())
         finally:
             self._runner.close()
-            self._log.setLevel(self._level)
+            self._quiet.__exit__(None, None, None)
 
     @property
     def tenant(self) -> str:

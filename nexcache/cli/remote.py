@@ -23,10 +23,10 @@ class Remote:
     ) -> None:
         try:
             parts = urlsplit(url)
-            self._host, self._port = parts.hostname or "", parts.port
+            self.host, self._port = parts.hostname or "", parts.port
         except ValueError:
-            parts, self._host, self._port = urlsplit(""), "", None
-        if parts.scheme not in ("http", "https") or not self._host or parts.username or parts.query:
+            parts, self.host, self._port = urlsplit(""), "", None
+        if parts.scheme not in ("http", "https") or not self.host or parts.username or parts.query:
             raise Failed(
                 "the URL of the admin endpoints looks like https://app.example/api/v1/cache, without credentials: the "
                 "key comes from NEXCACHE_KEY or --key-file"
@@ -192,9 +192,9 @@ class Remote:
     def _connection(self) -> http.client.HTTPConnection:
         if self._tls:
             return http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
+                self.host, self._port, timeout=self._timeout, context=ssl.create_default_context()
             )
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        return http.client.HTTPConnection(self.host, self._port, timeout=self._timeout)
 
     def _refused(self, answer: http.client.HTTPResponse) -> Failed:
         try:
