@@ -24,6 +24,7 @@ from nexcache.rate_limit import Algorithm, Rate, RateLimit
 from nexcache.refresh import Recent, Refreshes, Target, Warmed
 from nexcache.sample import Preview, Sample
 from nexcache.settings import Settings
+from nexcache.shadowing import Shadows
 from nexcache.stores.base import StoreHealth
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import Emitter, Stopped
@@ -123,6 +124,11 @@ class NexCache:
         """The refreshes under way."""
         return self._parts.refreshes
 
+    @property
+    def shadows(self) -> Shadows:
+        """The shadow checks."""
+        return self._parts.shadows
+
     def register(self, app: Behind) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""
         self._apps.add(app)
@@ -178,6 +184,7 @@ class NexCache:
         for part in tuple(self._attached):
             await part.aclose()
         await self._parts.refreshes.aclose()
+        await self._parts.shadows.aclose()
         await self._parts.flights.aclose(_GRACE)
         if self._parts.leases is not None:
             await self._parts.leases.aclose()

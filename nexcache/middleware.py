@@ -40,6 +40,8 @@ from nexcache.semantics.reuse import (
 )
 from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
+from nexcache.shadow import Computed, alike
+from nexcache.shadowing import Shadows
 from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
@@ -104,6 +106,10 @@ class ResponseCache(Protocol):
     @property
     def refreshes(self) -> Refreshes:
         """The refreshes under way."""
+
+    @property
+    def shadows(self) -> Shadows:
+        """The shadow checks."""
 
     def register(self, app: Behind) -> None:
         """Note an app whose operations can be warmed."""
@@ -270,6 +276,8 @@ class CacheMiddleware:
         first = cache.entries.first
         if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op):
             return None
+        if policy.shadow is not None and policy.op in cache.shadows.distrusted:
+            return None
         if cache.recent.watched and cache.recent.samples():  # the long way, which counts it
             return None
         watched = self._watched[matched.index]
@@ -290,6 +298,8 @@ class CacheMiddleware:
         messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
         counts.memory_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
+        if policy.shadow is not None and cache.shadows.draws(policy.shadow):
+            self._check_later(policy, scope, b"", tenant=str(tenant), counts=counts, served=prepared.response)
         return messages
 
     async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
@@ -305,6 +315,9 @@ class CacheMiddleware:
             return
         if cache.is_disabled(policy.op):
             await self._bypass(request, Bypass.DISABLED)
+            return
+        if policy.shadow is not None and policy.op in cache.shadows.distrusted:
+            await self._bypass(request, Bypass.DISTRUSTED)
             return
         watched = self._watched[request.index]
         fields = [pair for pair in scope["headers"] if pair[0] in watched]
@@ -360,6 +373,10 @@ class CacheMiddleware:
         if refreshing is None:
             self._note(request, keyed)
         elif refreshing.tenant != request.tenant:
+            return
+        elif refreshing.shadow is not None:
+            refreshing.key = key
+            await self._compute(request, refreshing.shadow)
             return
         first = cache.entries.first
         followed = waits = 0
@@ -581,6 +598,61 @@ class CacheMiddleware:
             return False
         return refreshing.kept
 
+    def _check_later(
+        self,
+        policy: Policy,
+        scope: Scope,
+        body: bytes,
+        *,
+        tenant: str,
+        counts: OperationCounts,
+        served: StoredResponse,
+    ) -> None:
+        """Compute what was just answered from the cache again, as the one who asked, and compare."""
+        shadow = policy.shadow
+        assert shadow is not None  # noqa: S101 - asked by the callers
+        again, asked = self._scope_again(scope), Computed()
+        refreshing = Refreshing(tenant, shadow=asked)
+        again |= {"method": "GET" if again["method"] == "HEAD" else again["method"], REFRESH: refreshing}
+
+        async def check() -> bool | None:
+            await self._again(again, body, refreshing)
+            if not asked.complete or asked.status >= 500 or refreshing.key is None:  # noqa: PLR2004 - it failed
+                return None
+            if alike(served, asked, shadow.ignore):
+                return False
+            await asyncio.sleep(seconds(shadow.grace))
+            copies = (await self._cache.entries.inspect(refreshing.key)).copies
+            still = any(
+                copy.why is None and copy.entry is not None and copy.entry.response.stored_at == served.stored_at
+                for copy in copies
+            )
+            return True if still else None  # what was answered has been invalidated or replaced since
+
+        self._cache.shadows.start(tenant, policy.op, shadow, counts, check)
+
+    async def _compute(self, request: _Request, computed: Computed) -> None:
+        """Ask the app, for nobody's sake but to compare: nothing is stored."""
+        longest, size = self._max_body[request.index], 0
+
+        async def take(message: Message) -> None:
+            nonlocal size
+            if message["type"] == "http.response.start":
+                computed.status, computed.headers = message["status"], tuple(message.get("headers", ()))
+            elif message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                size += len(body)
+                if size <= longest:
+                    computed.body += body
+                computed.complete = size <= longest and not message.get("more_body", False)
+            await request.send(message)
+
+        try:
+            async with asyncio.timeout(self._hard_limit[request.index]):
+                await self.app(_unconditional(request.scope), request.receive, take)
+        finally:
+            self._end(request, Result.MISS)
+
     # --- whose request, and which --------------------------------------------------------------------------
 
     async def _identify(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> Bypass | None:
@@ -725,6 +797,16 @@ class CacheMiddleware:
             prepared.refresh_at = now + AGAIN  # one asks, the others need not
             if request.policy.early_refresh and tier is not Tier.FALLBACK:
                 self._refresh_later(request, name, prepared.response)
+        policy = request.policy
+        if policy.shadow is not None and request.refreshing is None and self._cache.shadows.draws(policy.shadow):
+            self._check_later(
+                policy,
+                request.scope,
+                request.body or b"",
+                tenant=request.tenant,
+                counts=counts,
+                served=prepared.response,
+            )
 
     async def _bypass(self, request: _Request, reason: Bypass) -> None:
         """Send the request to the app as if there were no cache."""

@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     alert_hit_rate: float = Field(0.5, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_HIT_RATE"))
     alert_error_rate: float = Field(0.05, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_ERROR_RATE"))
     alert_staleness_seconds: float = Field(5.0, ge=0, validation_alias=AliasChoices("CACHE_ALERT_STALENESS_SECONDS"))
+    alert_wrong_answers: float = Field(0.01, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_WRONG_ANSWERS"))
     alert_fullness: float = Field(0.9, gt=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_FULLNESS"))
 
     def __init__(self, **values: Any) -> None:

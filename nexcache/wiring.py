@@ -22,6 +22,7 @@ from nexcache.rate_limit import LocalCounts, Scripted
 from nexcache.refresh import Recent, Refreshes
 from nexcache.sample import Sampler
 from nexcache.settings import Settings, in_workers, parse_redis_url
+from nexcache.shadowing import Shadows
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
 from nexcache.stores.memory import MemoryStore
@@ -60,6 +61,7 @@ class Parts:
     limits: LocalCounts
     scripted: Scripted | None
     refreshes: Refreshes
+    shadows: Shadows
     vault: "Vault | None"
     metrics: OTelMetrics
     prometheus: PrometheusText
@@ -148,6 +150,7 @@ def build(
         return {"redis": store.available} if store is not None else {"memory": True}
 
     metrics = OTelMetrics(emitter, counts, memory=lambda: held.size, available=available)
+    shadows = Shadows(emitter)
     gauges = Gauges(
         counts,
         available=lambda: all(available().values()),
@@ -155,6 +158,7 @@ def build(
         memory=lambda: max(
             held.size[0] / settings.l1_max_entries, held.size[1] / settings.l1_max_bytes if settings.l1_max_bytes else 0
         ),
+        wrong=lambda: shadows.worst,
     )
     webhook = settings.alert_webhook
     watch = Watch(
@@ -163,6 +167,7 @@ def build(
             error_rate=settings.alert_error_rate,
             staleness=settings.alert_staleness_seconds,
             fullness=settings.alert_fullness,
+            wrong_answers=settings.alert_wrong_answers,
             after=settings.alert_after_seconds,
         ),
         gauges,
@@ -189,6 +194,7 @@ def build(
         limits=LocalCounts(),
         scripted=store,
         refreshes=Refreshes(),
+        shadows=shadows,
         vault=vault,
         metrics=metrics,
         prometheus=PrometheusText(emitter, counts, memory=lambda: held.size, available=available),

@@ -43,6 +43,7 @@ LAYERS: Final = {
         stores.codec
         ladder
         diagnosis
+        shadow
         alerts
         ingest.windows
         ingest.changes
@@ -78,6 +79,7 @@ LAYERS: Final = {
         health
         alerting
         fill_lease
+        shadowing
         stores.door
         stores.epoch
         stores.target

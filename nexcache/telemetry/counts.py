@@ -68,6 +68,8 @@ class OperationCounts:
         "miss_latency",
         "misses",
         "redis_hits",
+        "shadow_checks",
+        "shadow_wrong",
         "stale",
         "stored_fallback",
         "stored_memory",
@@ -86,6 +88,8 @@ class OperationCounts:
         self.stored_memory = 0
         self.stored_redis = 0
         self.stored_fallback = 0
+        self.shadow_checks = 0
+        self.shadow_wrong = 0
         self.bypasses = dict.fromkeys(Bypass, 0)
         self.hit_latency = Latency()
         self.miss_latency = Latency()
@@ -150,6 +154,8 @@ _PLAIN: Final = (
     "stored_memory",
     "stored_redis",
     "stored_fallback",
+    "shadow_checks",
+    "shadow_wrong",
 )
 FIELDS: Final = (
     *_PLAIN,

@@ -170,6 +170,24 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowChecked:
+    """A hit was computed again: what was answered from the cache was wrong, or was not."""
+
+    operation: str
+    tenant: str
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Distrusted:
+    """Too many answers of an operation were wrong: it is sent past the cache for so many seconds."""
+
+    operation: str
+    rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class AlertChanged:
     """An alert began or ended; one event per change."""
 
@@ -228,6 +246,8 @@ Event: TypeAlias = (
     | Reached
     | RuleDoubtful
     | HookFailed
+    | ShadowChecked
+    | Distrusted
     | Audited
     | AlertChanged
     | Stopped

@@ -33,6 +33,7 @@ from nexcache.telemetry.events import (
     BackendChanged,
     BackendFailed,
     BackplaneChanged,
+    Distrusted,
     Emitter,
     Event,
     Evicted,
@@ -44,6 +45,7 @@ from nexcache.telemetry.events import (
     NotStored,
     Reached,
     RuleDoubtful,
+    ShadowChecked,
     Started,
     Stopped,
     Stored,
@@ -63,9 +65,10 @@ _ALWAYS: Final = (
     RuleDoubtful,
     Audited,
     AlertChanged,
+    Distrusted,
     Stopped,
 )
-_DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested, Reached)
+_DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested, Reached, ShadowChecked)
 _ANNOUNCED: Final = frozenset({"timeout", "connection", "breaker", "busy"})
 """Kinds of failure that end in one `BackendChanged`, which is the line for an operator."""
 
@@ -105,7 +108,7 @@ class LogListener:
                 _log("info" if event.available else "warning", event)
             case BackplaneChanged():
                 _log("info" if event.connected else "warning", event)
-            case RuleDoubtful():
+            case RuleDoubtful() | Distrusted():
                 _log("warning", event)
             case HookFailed():
                 self._warn(event, "hook", event.hook)

@@ -18,7 +18,7 @@ def test_every_endpoint_that_it_names_exists() -> None:
 
 def test_its_table_has_every_alert_and_its_rule_in_prometheus() -> None:
     table = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (?:`(NexCache\w+)`|[^ ]) \|$", PAGE, re.MULTILINE))
-    own = rules(hit_rate=0.5, error_rate=0.05, staleness=5.0, fullness=0.9, after=60.0)
+    own = rules(hit_rate=0.5, error_rate=0.05, staleness=5.0, fullness=0.9, wrong_answers=0.01, after=60.0)
     assert set(table) == {rule.name for rule in own}
     assert {name for name in table.values() if name} <= {rule["alert"] for rule in prometheus_rules()}
 
