@@ -97,7 +97,7 @@ class Watch:
         webhook: "Webhook | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.alerts = watch(rules)
+        self.alerts: tuple[Alert, ...] = watch(rules)
         self._figures = figures
         self._emitter = emitter
         self._interval = interval

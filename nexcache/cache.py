@@ -65,11 +65,11 @@ class NexCache:
         store: "RedisCommands | None" = None,
         credential_provider: "CredentialProvider | None" = None,
     ) -> None:
-        self.settings = settings if settings is not None else Settings()
+        self.settings: Settings = settings if settings is not None else Settings()
         self._parts = build(self.settings, store=store, credentials=credential_provider)
         self._told = False
-        self.enabled = self.settings.enabled
-        self.store_budget = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
+        self.enabled: bool = self.settings.enabled
+        self.store_budget: float = self.settings.op_timeout_ms / 1000 * _BUDGET_FACTOR
         self._disabled: set[str] = set()
         self._apps: WeakSet[Behind] = WeakSet()
         self._attached: WeakSet[Flushes] = WeakSet()

@@ -54,7 +54,7 @@ class Live:
 
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter
-        self.watching = 0
+        self.watching: int = 0
 
     async def watch(
         self,

@@ -13,7 +13,7 @@ from nexcache.cli import administer, config, doctor, monitor
 from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="NexCache, a multi-tenant cache for observability back ends.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -103,7 +103,7 @@ def explain_rules(
         sys.stdout.write(f"{line}\n")
 
 
-for command in (
+for _command in (
     monitor.monitor,
     administer.stats,
     administer.operations,
@@ -114,4 +114,4 @@ for command in (
     doctor.doctor,
     config.config,
 ):
-    app.command()(command)
+    app.command()(_command)

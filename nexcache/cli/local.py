@@ -54,7 +54,7 @@ class Local:
         self._quiet = quiet()
         self._runner = asyncio.Runner()
         self._cache = NexCache(settings)
-        self.name = self._cache.store_name
+        self.name: str = self._cache.store_name
 
     def __enter__(self) -> Self:
         """Begin."""

@@ -21,6 +21,8 @@ class Remote:
     def __init__(
         self, url: str, *, tenant: str | None, key: str | None, key_header: str = "X-API-Key", timeout: float = 10.0
     ) -> None:
+        self.host: str
+        self._port: int | None
         try:
             parts = urlsplit(url)
             self.host, self._port = parts.hostname or "", parts.port
@@ -39,7 +41,7 @@ class Remote:
         self._key = key
         self._key_header = key_header
         self._timeout = timeout
-        self.name = f"{parts.scheme}://{parts.netloc}{self._root}"
+        self.name: str = f"{parts.scheme}://{parts.netloc}{self._root}"
 
     def __enter__(self) -> Self:
         """Begin; a connection is opened for each question."""

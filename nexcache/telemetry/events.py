@@ -295,7 +295,7 @@ class Emitter:
 
     def __init__(self) -> None:
         self._listeners: dict[type[Event], tuple[Listener, ...]] = {}
-        self.failures = 0
+        self.failures: int = 0
         self.tracing: Tracing | None = None
 
     def subscribe(self, listener: Listener, *types: type[Event]) -> None:

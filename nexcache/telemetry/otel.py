@@ -67,7 +67,7 @@ class OTelTracing:
         self._given = tracer_provider
         self._provider: TracerProvider | None = None
         self._tracer: Tracer | None = None
-        self.failures = 0
+        self.failures: int = 0
         """How often the SDK raised; the requests went on without the span."""
         if tracer_provider is None:
             # Once, for its effect: it installs the provider that OTEL_PYTHON_TRACER_PROVIDER names, if any.
@@ -187,7 +187,7 @@ class OpenSpan:
         # The request's own context, with its baggage: the app may run in a task that was started elsewhere.
         self._context = trace.set_span_in_context(span, context)
         self._error: str | None = None
-        self.filling = b""
+        self.filling: bytes = b""
         """What hits link to: the trace id and the span id of the computation."""
 
     @contextmanager
