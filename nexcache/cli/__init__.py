@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nexcache.cli import administer, config, doctor, monitor
+from nexcache.cli import administer, bench, config, doctor, monitor
 from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
@@ -113,5 +113,6 @@ for _command in (
     administer.warm,
     doctor.doctor,
     config.config,
+    bench.bench,
 ):
     app.command()(_command)
