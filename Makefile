@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit bench clean
+.PHONY: help dist dist-test docs demo test lint types unit bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +19,10 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
 	@touch $@
 
 demo: $(VENV)/.demo ## run the demo: two tenants, real spans, live figures (DEMO_ARGS="--duration 20 --headless")
@@ -40,5 +44,17 @@ bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, and a stamp
 	$(BIN)/python benchmarks/hit.py
 	$(BIN)/python benchmarks/stampede.py
 
+dist: ## build wheel and sdist into dist/
+	rm -rf dist
+	$(PYTHON) -m venv $(VENV)/build
+	$(VENV)/build/bin/python -m pip install --quiet --disable-pip-version-check build
+	$(VENV)/build/bin/python -m build --outdir dist
+
+dist-test: dist ## the same, and use the wheel where nothing else of the repository is
+	PYTHON=$(PYTHON) .ci/test-wheel
+
+docs: $(VENV)/.docs ## build the site into site/; a warning is an error
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 clean: ## remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nexcache.ingest.windows import TimeWindow
     from nexcache.invalidation.apply import Invalidation
     from nexcache.middleware import CacheMiddleware
-    from nexcache.policy import Policy, Query
+    from nexcache.policy import Policy, Query, Shadow
     from nexcache.rate_limit_middleware import RateLimitMiddleware
     from nexcache.settings import Settings
     from nexcache.telemetry.configure import configure_telemetry
@@ -52,6 +52,7 @@ _HOME = {
     "RateLimitMiddleware": "nexcache.rate_limit_middleware",
     "Refresh": "nexcache.ingest.warming",
     "Settings": "nexcache.settings",
+    "Shadow": "nexcache.policy",
     "StoreRefused": "nexcache.errors",
     "StoreUnavailable": "nexcache.errors",
     "TimeWindow": "nexcache.ingest.windows",
@@ -81,6 +82,7 @@ __all__ = [
     "RateLimitMiddleware",
     "Refresh",
     "Settings",
+    "Shadow",
     "StoreRefused",
     "StoreUnavailable",
     "TimeWindow",

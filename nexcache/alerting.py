@@ -11,7 +11,20 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from nexcache.alerts import BREAKER, ERROR_RATE, HIT_RATE, MEMORY, QUOTA, STALENESS, Alert, Figures, Rule, judge, watch
+from nexcache.alerts import (
+    BREAKER,
+    ERROR_RATE,
+    HIT_RATE,
+    MEMORY,
+    QUOTA,
+    STALENESS,
+    WRONG_ANSWERS,
+    Alert,
+    Figures,
+    Rule,
+    judge,
+    watch,
+)
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import AlertChanged, Emitter, HookFailed
 
@@ -33,6 +46,7 @@ class Gauges:
         queued: Callable[[], int],
         memory: Callable[[], float],
         quota: Callable[[], float | None] = lambda: None,
+        wrong: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._counts = counts
@@ -40,6 +54,7 @@ class Gauges:
         self._queued = queued
         self._memory = memory
         self._quota = quota
+        self._wrong = wrong
         self._clock = clock
         self._before = (0, 0, 0)
         self._queued_since: float | None = None
@@ -65,6 +80,7 @@ class Gauges:
             BREAKER: 0.0 if self._available() else 1.0,
             QUOTA: self._quota(),
             MEMORY: self._memory(),
+            WRONG_ANSWERS: self._wrong(),
         }
 
 
@@ -81,7 +97,7 @@ class Watch:
         webhook: "Webhook | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.alerts = watch(rules)
+        self.alerts: tuple[Alert, ...] = watch(rules)
         self._figures = figures
         self._emitter = emitter
         self._interval = interval

@@ -81,9 +81,12 @@ STALENESS: Final = "staleness"
 BREAKER: Final = "breaker"
 QUOTA: Final = "quota"
 MEMORY: Final = "memory"
+WRONG_ANSWERS: Final = "wrong-answers"
 
 
-def rules(*, hit_rate: float, error_rate: float, staleness: float, fullness: float, after: float) -> tuple[Rule, ...]:
+def rules(
+    *, hit_rate: float, error_rate: float, staleness: float, fullness: float, wrong_answers: float, after: float
+) -> tuple[Rule, ...]:
     """Return the rules of a cache: shares from 0 to 1, `staleness` and `after` in seconds."""
     return (
         Rule(
@@ -110,5 +113,12 @@ def rules(*, hit_rate: float, error_rate: float, staleness: float, fullness: flo
             fullness * 0.9,
             after,
             "This process's memory for entries is nearly full: raise CACHE_L1_MAX_BYTES, or expect evictions.",
+        ),
+        Rule(
+            WRONG_ANSWERS,
+            wrong_answers,
+            wrong_answers / 2,
+            0.0,
+            "Stored answers differ from what the app answers now: something changes data without an invalidation.",
         ),
     )

@@ -27,6 +27,7 @@ from nexcache.rate_limit import Algorithm, Rate, RateLimit
 from nexcache.refresh import Recent, Refreshes, Target, Warmed
 from nexcache.sample import Preview, Sample
 from nexcache.settings import Settings
+from nexcache.shadowing import Shadows
 from nexcache.stores.base import StoreHealth
 from nexcache.sync import SyncFace, keep_for_ever
 from nexcache.telemetry.counts import Counts
@@ -73,14 +74,14 @@ class NexCache:
         credential_provider: "CredentialProvider | None" = None,
         default_tenant: str | None = None,
     ) -> None:
-        self.settings = settings if settings is not None else Settings()
-        self.default_tenant = default_tenant if default_tenant is not None else self.settings.default_tenant
+        self.settings: Settings = settings if settings is not None else Settings()
+        self.default_tenant: str | None = default_tenant if default_tenant is not None else self.settings.default_tenant
         """Whose calls are those of cached functions that name no tenant; None: such a call is an error."""
         if self.default_tenant is not None and not is_valid_id(self.default_tenant):
             raise ConfigurationError(f"default_tenant is no tenant's id: {self.default_tenant!a}")
-        self.types = Types()
+        self.types: Types = Types()
         """The classes that cached functions and values restore, beside those of their annotations."""
-        self.sync = SyncFace(self)
+        self.sync: SyncFace = SyncFace(self)
         """The same calls for synchronous code."""
         self.home: asyncio.AbstractEventLoop | None = None
         """The event loop that the cache is used on."""
@@ -90,8 +91,8 @@ class NexCache:
         self._longest_ttl = 0.0
         _caches.add(self)
         self._told = False
-        self.enabled = self.settings.enabled
-        self.store_budget = self.settings.op_timeout_ms / 1000 * BUDGET_FACTOR
+        self.enabled: bool = self.settings.enabled
+        self.store_budget: float = self.settings.op_timeout_ms / 1000 * BUDGET_FACTOR
         self._apps: WeakSet[Behind] = WeakSet()
         self._attached: WeakSet[Flushes] = WeakSet()
 
@@ -144,6 +145,11 @@ class NexCache:
     def refreshes(self) -> Refreshes:
         """The refreshes under way."""
         return self._parts.refreshes
+
+    @property
+    def shadows(self) -> Shadows:
+        """The shadow checks."""
+        return self._parts.shadows
 
     def register(self, app: Behind) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""
@@ -230,6 +236,7 @@ class NexCache:
         for part in tuple(self._attached):
             await part.aclose()
         await self._parts.refreshes.aclose()
+        await self._parts.shadows.aclose()
         await asyncio.gather(self._parts.flights.aclose(_GRACE), self._parts.calls.aclose(_GRACE))
         if self._parts.leases is not None:
             await self._parts.leases.aclose()
@@ -357,6 +364,11 @@ class NexCache:
     def alerts(self) -> Sequence[Alert]:
         """The alerts of this process and their state."""
         return self._parts.watch.alerts
+
+    @property
+    def store_name(self) -> str:
+        """Where entries are kept, as the start-up line says it."""
+        return self._parts.started.description
 
     @property
     def version(self) -> str:

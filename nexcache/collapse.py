@@ -84,7 +84,7 @@ class Elsewhere:
 
     def __init__(self, waiting: Coroutine[None, None, Outcome]) -> None:
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_task(waiting, name="nexcache-wait")
-        self.followers = 0
+        self.followers: int = 0
 
 
 class Flights:

@@ -73,15 +73,15 @@ class Live:
     def __init__(
         self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts, prepared: Prepared
     ) -> None:
-        self.name = name
-        self.entry = entry
-        self.prepared = prepared
-        self.expires_at = expires_at
-        self.counts = counts
+        self.name: bytes = name
+        self.entry: Entry = entry
+        self.prepared: Prepared = prepared
+        self.expires_at: float = expires_at
+        self.counts: OperationCounts = counts
         self.aliases: list[Raw] = []
-        self.changes = -1
+        self.changes: int = -1
         """What `Currency.changes` was when the generations were looked at."""
-        self.good_until = 0.0
+        self.good_until: float = 0.0
         self.value: object = None
         """What a function makes of the body, where it is one's result."""
 
@@ -513,7 +513,7 @@ class Entries:
         self._view = view
         self._tags = tags
         self._remembered = remembered
-        self.first = local.memory if shared is None else l1
+        self.first: Memory | None = local.memory if shared is None else l1
         """What is asked before anything else, without waiting; None: nothing in this process may be."""
         self._invalidations = invalidations
         self._emitter = emitter

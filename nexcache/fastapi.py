@@ -26,7 +26,7 @@ from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
 from nexcache.errors import ConfigurationError
 from nexcache.explain import Examined
 from nexcache.middleware import CacheMiddleware, ResponseCache
-from nexcache.policy import Duration, Matched, Policy, Query, Size
+from nexcache.policy import Duration, Matched, Policy, Query, Shadow, Size
 from nexcache.semantics import cache_status
 from nexcache.semantics.headers import first
 from nexcache.telemetry.names import Bypass
@@ -66,6 +66,7 @@ def cached_route(
     jitter: float = 0.1,
     fill_soft_limit: Duration = "30s",
     fill_hard_limit: Duration = "60s",
+    shadow: Shadow | None = None,
     credentials: Sequence[str] = ("authorization", "cookie", "x-api-key"),
 ) -> "_Decorate":
     """Answer a route from the cache once its dependencies have run; put it below `@app.get(…)`.
@@ -95,6 +96,7 @@ def cached_route(
         jitter=jitter,
         fill_soft_limit=fill_soft_limit,
         fill_hard_limit=fill_hard_limit,
+        shadow=shadow,
     )
     return _Decorate(cache, policy, tenant=tenant, principal=principal, credentials=credentials)
 

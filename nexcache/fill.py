@@ -124,7 +124,7 @@ class Fill:
         """The whole answer, once it is there."""
         self.not_stored: NotStoredReason | None = None
         """Why nothing is, or was, stored; None as long as that is open."""
-        self.finished = False
+        self.finished: bool = False
         """The last message of the answer was sent; the app may have more to do in the background."""
         self._headers: Headers | None = None
         self._status = 0
@@ -143,7 +143,7 @@ class Fill:
         self._settled: Callable[[Outcome], None] | None = None
         self._leave: asyncio.TimerHandle | None = None
         self._overdue = loop.call_later(soft_limit, self._release, Overdue())
-        self.task = loop.create_task(self._run(), name="nexcache-fill")
+        self.task: asyncio.Task[None] = loop.create_task(self._run(), name="nexcache-fill")
 
     @property
     def started(self) -> bool:

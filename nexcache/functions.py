@@ -124,18 +124,18 @@ class Question:
         span: RequestSpan | None,
         started: float,
     ) -> None:
-        self.operation = key.operation
-        self.tenant = key.tenant
-        self.key = key
-        self.raw = raw
-        self.codec = codec
-        self.ttl = ttl
-        self.max_size = max_size
-        self.keeps = keeps
-        self.counts = counts
-        self.span = span
-        self.started = started
-        self.ended = False
+        self.operation: str = key.operation
+        self.tenant: str = key.tenant
+        self.key: CacheKey = key
+        self.raw: Raw = raw
+        self.codec: ValueCodec = codec
+        self.ttl: float = ttl
+        self.max_size: int = max_size
+        self.keeps: Callable[[Any], bool] = keeps
+        self.counts: OperationCounts = counts
+        self.span: RequestSpan | None = span
+        self.started: float = started
+        self.ended: bool = False
 
     def encode(self, value: Any) -> "Written":
         """Write a result down, and say whether it is to be kept; never raises for the value."""
@@ -207,7 +207,7 @@ class Calls:
         self._captures: UntilSent[Captured] = UntilSent()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waits: set[asyncio.Task[None]] = set()
-        self.counting = Lock()
+        self.counting: AbstractContextManager[bool] = Lock()
         """Hits are counted by whatever thread has them."""
 
     async def look(self, question: Question, *, anew: bool = False) -> Known | Lead:
@@ -626,14 +626,14 @@ class Asker:
     def __init__(self, cache: CallCache, function: Callable[..., Any], options: Options) -> None:
         self.cache = cache
         self.options = options
-        self.operation = options.operation
+        self.operation: str = options.operation
         tenant = options.tenant if isinstance(options.tenant, str) else None
-        self.parameters = Parameters(function, exclude=options.exclude, tenant=tenant)
+        self.parameters: Parameters = Parameters(function, exclude=options.exclude, tenant=tenant)
         self._function = function
         self._tenant_of = options.tenant if callable(options.tenant) else None
         self._by_argument = tenant is not None
         name = "" if options.key is not None else f"{function.__module__}:{self.parameters.function}"
-        self.identity = encode_key([options.version, name])
+        self.identity: bytes = encode_key([options.version, name])
         self._key = options.key
         self._max_size = size_in_bytes(options.max_size, "max_size")
         self._codec: ValueCodec | None = None

@@ -248,6 +248,7 @@ def _figures(counts: OperationCounts) -> dict[str, object]:
         "bypasses": bypasses,
         "errors": counts.errors,
         "coalesced": counts.coalesced,
+        "shadow": {"checks": counts.shadow_checks, "wrong": counts.shadow_wrong},
         "hit_rate": round((counts.hits + counts.stale) / asked, 4) if asked else 0.0,
         "latency": {"hit": _latency(counts.hit_latency), "miss": _latency(counts.miss_latency)},
         "invalidations": counts.invalidations,

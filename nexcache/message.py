@@ -27,6 +27,8 @@ class StoredResponse:
     """Seconds after the end of `ttl` for which it is kept, to be served stale where a policy says so."""
     encoded: tuple[tuple[bytes, bytes], ...] = ()
     """The body in further content codings, each with the coding's name, the preferred first."""
+    filled_by: bytes = b""
+    """The trace id (16 bytes) and the span id (8) of the span that computed it; empty where none was recorded."""
 
     @property
     def size(self) -> int:

@@ -44,6 +44,8 @@ from nexcache.semantics.reuse import (
 )
 from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
+from nexcache.shadow import Computed, alike
+from nexcache.shadowing import Shadows
 from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import Answered, Filled, HookFailed, NotStored, RequestSpan
@@ -80,6 +82,10 @@ class ResponseCache(Caching, Protocol):
     @property
     def recent(self) -> Recent:
         """Remembers what was asked for."""
+
+    @property
+    def shadows(self) -> Shadows:
+        """The shadow checks."""
 
     def register(self, app: Behind) -> None:
         """Note an app whose operations can be warmed."""
@@ -267,6 +273,8 @@ class CacheMiddleware:
         first = cache.entries.first
         if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op, tenant):
             return None
+        if policy.shadow is not None and policy.op in cache.shadows.distrusted:
+            return None
         if cache.recent.watched and cache.recent.samples():  # the long way, which counts it
             return None
         watched = self._watched[matched.index]
@@ -289,6 +297,8 @@ class CacheMiddleware:
         messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
         counts.memory_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
+        if policy.shadow is not None and cache.shadows.draws(policy.shadow):
+            self._check_later(policy, scope, b"", tenant=str(tenant), counts=counts, served=prepared.response)
         return messages
 
     async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
@@ -304,6 +314,9 @@ class CacheMiddleware:
             return
         if cache.is_disabled(policy.op, request.tenant):
             await self._bypass(request, Bypass.DISABLED)
+            return
+        if policy.shadow is not None and policy.op in cache.shadows.distrusted:
+            await self._bypass(request, Bypass.DISTRUSTED)
             return
         watched = self._watched[request.index]
         fields = [pair for pair in scope["headers"] if pair[0] in watched]
@@ -359,6 +372,10 @@ class CacheMiddleware:
         if refreshing is None:
             self._note(request, keyed)
         elif refreshing.tenant != request.tenant:
+            return
+        elif refreshing.shadow is not None:
+            refreshing.key = key
+            await self._compute(request, refreshing.shadow)
             return
         first = cache.entries.first
         stale_for = max(self._revalidate[request.index], self._on_error[request.index]) if refreshing is None else 0.0
@@ -592,6 +609,62 @@ class CacheMiddleware:
             return False
         return refreshing.kept
 
+    def _check_later(
+        self,
+        policy: Policy,
+        scope: Scope,
+        body: bytes,
+        *,
+        tenant: str,
+        counts: OperationCounts,
+        served: StoredResponse,
+    ) -> None:
+        """Compute what was just answered from the cache again, as the one who asked, and compare."""
+        shadow = policy.shadow
+        assert shadow is not None  # noqa: S101 - asked by the callers
+        again, asked = self._scope_again(scope), Computed()
+        refreshing = Refreshing(tenant, shadow=asked)
+        again |= {"method": "GET" if again["method"] == "HEAD" else again["method"], REFRESH: refreshing}
+
+        async def check() -> bool | None:
+            await self._again(again, body, refreshing)
+            if not asked.complete or asked.status >= 500 or refreshing.key is None:  # noqa: PLR2004 - it failed
+                return None
+            if alike(served, asked, shadow.ignore):
+                return False
+            await asyncio.sleep(seconds(shadow.grace))
+            copies = (await self._cache.entries.inspect(refreshing.key)).copies
+            still = any(
+                copy.why is None and copy.entry is not None and copy.entry.response.stored_at == served.stored_at
+                for copy in copies
+            )
+            return True if still else None  # what was answered has been invalidated or replaced since
+
+        self._cache.shadows.start(tenant, policy.op, shadow, counts, check)
+
+    async def _compute(self, request: _Request, computed: Computed) -> None:
+        """Ask the app, for nobody's sake but to compare: nothing is stored."""
+        longest, size = self._max_body[request.index], 0
+
+        async def take(message: Message) -> None:
+            nonlocal size
+            if message["type"] == "http.response.start":
+                computed.status, computed.headers = message["status"], tuple(message.get("headers", ()))
+            elif message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                size += len(body)
+                if size <= longest:
+                    computed.body += body
+                computed.complete = size <= longest and not message.get("more_body", False)
+            await request.send(message)
+
+        try:
+            async with asyncio.timeout(self._hard_limit[request.index]):
+                encoded = request.policy.compress and b"accept-encoding" not in self._watched[request.index]
+                await self.app(_for_all(request.scope, encoded=encoded), request.receive, take)
+        finally:
+            self._end(request, Result.MISS)
+
     # --- whose request, and which --------------------------------------------------------------------------
 
     async def _identify(
@@ -741,6 +814,7 @@ class CacheMiddleware:
                     ttl=prepared.ttl,
                     size=len(prepared.response.body),
                     duration=duration,
+                    filled_by=_span_of(prepared.response),
                 ),
             )
         await request.send(start)
@@ -751,6 +825,16 @@ class CacheMiddleware:
             stored.refresh_at = now + AGAIN  # one asks, the others need not
             if request.policy.early_refresh and tier is not Tier.FALLBACK:
                 self._refresh_later(request, name, stored.response)
+        policy = request.policy
+        if policy.shadow is not None and request.refreshing is None and self._cache.shadows.draws(policy.shadow):
+            self._check_later(
+                policy,
+                request.scope,
+                request.body or b"",
+                tenant=request.tenant,
+                counts=counts,
+                served=stored.response,
+            )
 
     async def _bypass(self, request: _Request, reason: Bypass) -> None:
         """Send the request to the app as if there were no cache."""
@@ -820,6 +904,8 @@ class CacheMiddleware:
                 return NotStoredReason.TAGS
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
+            if span is not None and span.filling:
+                response = replace(response, filled_by=span.filling)
             with span.put(policy.op) if span is not None else nullcontext():
                 if policy.compress:
                     response = await compressed(response)
@@ -950,9 +1036,12 @@ class CacheMiddleware:
         )
 
     def _tell(self, request: _Request, answered: Answered) -> None:
-        if request.span is not None:
-            request.span.end(answered)
-        self._cache.emitter.emit(answered)
+        if request.span is None:
+            self._cache.emitter.emit(answered)
+            return
+        with request.span.current():
+            self._cache.emitter.emit(answered)
+        request.span.end(answered)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start and end the cache with the app; an app without lifespan gets one."""
@@ -1036,6 +1125,12 @@ def _end(outcome: Outcome, not_stored: NotStoredReason | None) -> End:
             return End.ALONE
         case _:
             return End.FAILED
+
+
+def _span_of(response: StoredResponse) -> str | None:
+    """Return the trace and the span that computed a response, as events tell it."""
+    filled_by = response.filled_by.hex()
+    return f"{filled_by[:32]}-{filled_by[32:]}" if filled_by else None
 
 
 def _target(scope: Scope, fields: Headers, body: bytes) -> Target:

@@ -169,6 +169,44 @@ class Covered:
     """Seconds for which the response is kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """Computes a share of the hits again in the background, and compares: it tells how often a stored answer is wrong.
+
+    `share` is that part of the hits, 0 to 1. JSON members named in `ignore` (a time of generation, say) are not
+    compared. An answer counts as wrong if it differs and is still stored `grace` later: until then what changed the
+    data may be about to invalidate it. When more than `limit` of the last checks, at least `after` of them, were
+    wrong, the operation is sent past the cache for `bypass_for`, in this process.
+    Raises ConfigurationError for what cannot work.
+    """
+
+    share: float
+    ignore: Sequence[str] = ()
+    grace: Duration = "1s"
+    limit: float = 0.01
+    after: int = 20
+    bypass_for: Duration = "5m"
+
+    def __post_init__(self) -> None:
+        for name, low in (("share", False), ("limit", True)):
+            value: object = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not (0 <= value <= 1 and (value or low))
+            ):
+                raise ConfigurationError(f"Shadow: {name} is a part: {'0' if low else 'more than 0'} to 1")
+        if isinstance(self.ignore, str) or not all(isinstance(name, str) for name in self.ignore):
+            raise ConfigurationError("Shadow: ignore takes a list of names of JSON members")
+        object.__setattr__(self, "ignore", frozenset(self.ignore))
+        after: object = self.after
+        if type(after) is not int or not 1 <= after <= 200:  # noqa: PLR2004 - as many as are remembered
+            raise ConfigurationError("Shadow: after is a number of checks, 1 to 200")
+        seconds(self.grace, "Shadow: grace")
+        if not seconds(self.bypass_for, "Shadow: bypass_for"):
+            raise ConfigurationError("Shadow: bypass_for must be more than 0 seconds")
+
+
 class Window(Protocol):
     """Says which span times a response covers (`nexcache.TimeWindow`)."""
 
@@ -214,7 +252,7 @@ class Policy:
     Each entry lives up to the part `jitter` shorter than `ttl`, so that what was stored together does not end together.
     With `early_refresh` a hit shortly before the end has the answer computed again in the background. After
     `fill_soft_limit` nobody waits for another's computation any more; after `fill_hard_limit` one whose client has
-    gone is ended, and other nodes are held back no longer.
+    gone is ended, and other nodes are held back no longer. `shadow` checks a share of the hits (`Shadow`).
     Raises ConfigurationError for what cannot work.
     """
 
@@ -237,6 +275,7 @@ class Policy:
     jitter: float = 0.1
     fill_soft_limit: Duration = "30s"
     fill_hard_limit: Duration = "60s"
+    shadow: Shadow | None = None
     derived: tuple[Derived, ...] = field(init=False, repr=False, compare=False, default=())
     """The callables among the tags, which have left `tags`."""
     shape: bytes = field(init=False, repr=False, compare=False, default=b"")
@@ -288,6 +327,8 @@ class Policy:
             raise ConfigurationError(f"{where}: more than {_MOST_TAGS} tags")
         for template in self.tags:
             self._check_tag(template, parameters, where)
+        if self.shadow is not None and not isinstance(self.shadow, Shadow):
+            raise ConfigurationError(f"{where}: shadow takes Shadow(share), such as Shadow(0.01)")
         if self.window is not None:
             self._check_window(self.window, parameters, where)
         version: object = self.version

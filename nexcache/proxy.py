@@ -58,7 +58,7 @@ class Upstream:
             port = parts.port
         except ValueError:
             raise ConfigurationError("the upstream's port is a number from 1 to 65535") from None
-        self.url = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        self.url: str = f"{parts.scheme}://{parts.netloc}{parts.path}"
         self._scheme, self._host = parts.scheme.encode(), parts.hostname.encode("idna")
         self._port = port
         self._prefix = parts.path.rstrip("/").encode()

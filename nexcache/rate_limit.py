@@ -290,12 +290,12 @@ class RateLimit:
         local: LocalCounts,
         budget: float = 0.06,
     ) -> None:
-        self.rate = Rate.parse(rate)
+        self.rate: Rate = Rate.parse(rate)
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"a rate limit's name is 1 to 64 of A-Z a-z 0-9 _ . : -, not {name!a}")
         self.name = name
         try:
-            self.algorithm = Algorithm(algorithm)
+            self.algorithm: Algorithm = Algorithm(algorithm)
         except ValueError:
             known = ", ".join(Algorithm)
             raise ConfigurationError(f"unknown rate limit algorithm {algorithm!a}; there are {known}") from None

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from nexcache.asgi import Scope
+from nexcache.key import CacheKey
 from nexcache.policy import Policy
+from nexcache.shadow import Computed
 from nexcache.stores.memory import Bounded
 
 REFRESH: Final = "nexcache.refresh"
@@ -169,6 +171,10 @@ class Refreshing:
     kept: bool = False
     if_missing: bool = False
     """Only if nothing is stored that could be served."""
+    shadow: Computed | None = None
+    """Takes the answer, which is then neither stored nor looked up."""
+    key: CacheKey | None = None
+    """Of the shadow's request."""
 
 
 class Refreshes:

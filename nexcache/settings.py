@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     set values from code; those win over the environment.
     """
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_file=".env",
         env_file_encoding="utf-8",
         env_ignore_empty=True,
@@ -118,6 +118,7 @@ class Settings(BaseSettings):
     alert_hit_rate: float = Field(0.5, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_HIT_RATE"))
     alert_error_rate: float = Field(0.05, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_ERROR_RATE"))
     alert_staleness_seconds: float = Field(5.0, ge=0, validation_alias=AliasChoices("CACHE_ALERT_STALENESS_SECONDS"))
+    alert_wrong_answers: float = Field(0.01, ge=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_WRONG_ANSWERS"))
     alert_fullness: float = Field(0.9, gt=0, le=1, validation_alias=AliasChoices("CACHE_ALERT_FULLNESS"))
 
     def __init__(self, **values: Any) -> None:

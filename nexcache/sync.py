@@ -61,7 +61,7 @@ class Portal:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         self._thread = Thread(target=self._run, name="nexcache-sync", daemon=True)
         self._thread.start()
 

@@ -33,7 +33,7 @@ class FakeClock:
     """A clock in seconds that stands still until it is moved."""
 
     def __init__(self, now: float = 1_000.0) -> None:
-        self.now = now
+        self.now: float = now
 
     def __call__(self) -> float:
         """Return the time."""

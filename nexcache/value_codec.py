@@ -133,7 +133,7 @@ class ValueCodec:
     """Encodes and decodes values of msgpack's types, of the standard library's, and of the known classes."""
 
     def __init__(self, types: Types | None = None) -> None:
-        self.types = types if types is not None else Types()
+        self.types: Types = types if types is not None else Types()
 
     def encode(self, value: Any) -> bytes:
         """Write a value down; raises NotEncodable for one that would not come back as it was."""

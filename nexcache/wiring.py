@@ -23,6 +23,7 @@ from nexcache.rate_limit import LocalCounts, Scripted
 from nexcache.refresh import Recent, Refreshes
 from nexcache.sample import Sampler
 from nexcache.settings import Settings, in_workers, parse_redis_url
+from nexcache.shadowing import Shadows
 from nexcache.stores.base import Reading, Store
 from nexcache.stores.codec import Codec
 from nexcache.stores.memory import MemoryStore
@@ -39,7 +40,7 @@ from nexcache.values import Backend, MemoryValues, RedisValues
 if TYPE_CHECKING:
     from nexcache.invalidation.coherence import Coherence
     from nexcache.stores.redis import RedisCommands
-    from nexcache.stores.target import CredentialProvider
+    from nexcache.stores.target import AnyTarget, CredentialProvider
     from nexcache.vault import Vault
 
 
@@ -72,6 +73,7 @@ class Parts:
     limits: LocalCounts
     scripted: Scripted | None
     refreshes: Refreshes
+    shadows: Shadows
     vault: "Vault | None"
     metrics: OTelMetrics
     prometheus: PrometheusText
@@ -165,6 +167,7 @@ def build(
         return {"redis": store.available} if store is not None else {"memory": True}
 
     metrics = OTelMetrics(emitter, counts, memory=lambda: held.size, available=available)
+    shadows = Shadows(emitter)
     gauges = Gauges(
         counts,
         available=lambda: all(available().values()),
@@ -172,6 +175,7 @@ def build(
         memory=lambda: max(
             held.size[0] / settings.l1_max_entries, held.size[1] / settings.l1_max_bytes if settings.l1_max_bytes else 0
         ),
+        wrong=lambda: shadows.worst,
     )
     webhook = settings.alert_webhook
     watch = Watch(
@@ -180,6 +184,7 @@ def build(
             error_rate=settings.alert_error_rate,
             staleness=settings.alert_staleness_seconds,
             fullness=settings.alert_fullness,
+            wrong_answers=settings.alert_wrong_answers,
             after=settings.alert_after_seconds,
         ),
         gauges,
@@ -213,6 +218,7 @@ def build(
         limits=LocalCounts(),
         scripted=store,
         refreshes=Refreshes(),
+        shadows=shadows,
         vault=vault,
         metrics=metrics,
         prometheus=PrometheusText(emitter, counts, memory=lambda: held.size, available=available),
@@ -277,13 +283,12 @@ def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:
     """Remember nothing of what was read."""
 
 
-def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvider | None") -> "RedisCommands | None":
+def redis_target(settings: Settings, credentials: "CredentialProvider | None" = None) -> "AnyTarget | None":
+    """Return where the settings say that the servers are; None where they name none."""
     url = settings.get_redis_url()
     if url is None:
         return None
-    from nexcache.stores.cluster import ClusterStore  # noqa: PLC0415 - only where used
-    from nexcache.stores.redis import InfoEpoch, RedisStore, TrustedEpoch  # noqa: PLC0415 - only where used
-    from nexcache.stores.target import ClusterTarget, PasswordFile, target_of  # noqa: PLC0415 - only where used
+    from nexcache.stores.target import PasswordFile, target_of  # noqa: PLC0415 - only where used
 
     place = parse_redis_url(url)
     if credentials is None and settings.redis_credentials != "password":
@@ -294,13 +299,23 @@ def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvide
             credentials = rotating
     if credentials is not None:
         place |= {"username": None, "password": None}
-    target = target_of(
+    return target_of(
         place,
         ca_certs=_text(settings.redis_ssl_ca_certs),
         client_cert=_text(settings.redis_ssl_certfile),
         client_key=_text(settings.redis_ssl_keyfile),
         credentials=credentials,
     )
+
+
+def _redis(settings: Settings, emitter: Emitter, credentials: "CredentialProvider | None") -> "RedisCommands | None":
+    target = redis_target(settings, credentials)
+    if target is None:
+        return None
+    from nexcache.stores.cluster import ClusterStore  # noqa: PLC0415 - only where used
+    from nexcache.stores.redis import InfoEpoch, RedisStore, TrustedEpoch  # noqa: PLC0415 - only where used
+    from nexcache.stores.target import ClusterTarget  # noqa: PLC0415 - only where used
+
     timeout, trust = settings.op_timeout_ms / 1000, settings.failover == "trust"
     if isinstance(target, ClusterTarget):
         return ClusterStore(target, emitter=emitter, timeout=timeout, epoch=TrustedEpoch if trust else InfoEpoch)

@@ -61,7 +61,9 @@ def test_hysteresis(rule: Rule, figures: list[tuple[float, float | None]], told:
 def test_every_rule_can_end() -> None:
     """The figure at which an alert is over is not itself beyond the threshold."""
     for share in (0.0, 0.05, 0.5, 0.95, 1.0):
-        for rule in rules(hit_rate=share, error_rate=share, staleness=5.0, fullness=share or 0.1, after=0.0):
+        for rule in rules(
+            hit_rate=share, error_rate=share, staleness=5.0, fullness=share or 0.1, wrong_answers=share, after=0.0
+        ):
             assert not rule.is_bad(rule.resolves), rule
             assert rule.is_good(rule.resolves)
 
@@ -113,7 +115,7 @@ def test_a_watch_tells_of_changes_only() -> None:
         return state
 
     watching = Watch(
-        rules(hit_rate=0.5, error_rate=0.05, staleness=5.0, fullness=0.9, after=60.0),
+        rules(hit_rate=0.5, error_rate=0.05, staleness=5.0, fullness=0.9, wrong_answers=0.01, after=60.0),
         figures,
         emitter=emitter,
         interval=15.0,

@@ -90,6 +90,11 @@ def test_a_name_does_not_load_what_it_does_not_need(name: str, packages: set[str
     assert not foreign(loaded_by(f"from nexcache import {name}")) & packages
 
 
+def test_the_command_line_loads_what_a_command_needs_when_it_is_called() -> None:
+    needless = {"redis", "opentelemetry", "structlog", "pydantic", "pydantic_settings", "starlette", "msgpack"}
+    assert not foreign(loaded_by("import nexcache.cli")) & needless
+
+
 def test_a_cache_in_memory_does_not_load_the_redis_client() -> None:
     loaded = loaded_by("from nexcache import NexCache, Settings\nNexCache(Settings(_env_file=None))")
     assert not loaded & {"redis", "starlette", "fastapi"}

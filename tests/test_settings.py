@@ -103,6 +103,7 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_ALERT_ERROR_RATE", "0.01", "alert_error_rate", 0.01),
         ("CACHE_ALERT_STALENESS_SECONDS", "1", "alert_staleness_seconds", 1.0),
         ("CACHE_ALERT_FULLNESS", "0.8", "alert_fullness", 0.8),
+        ("CACHE_ALERT_WRONG_ANSWERS", "0.05", "alert_wrong_answers", 0.05),
     ],
 )
 def test_every_name_sets_its_field(

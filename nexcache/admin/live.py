@@ -20,6 +20,7 @@ from nexcache.telemetry.events import (
     BackendChanged,
     BackendFailed,
     BackplaneChanged,
+    Distrusted,
     Emitter,
     Event,
     Evicted,
@@ -28,16 +29,17 @@ from nexcache.telemetry.events import (
     Ingested,
     Invalidated,
     NotStored,
+    ShadowChecked,
     Started,
     Stopped,
     Stored,
 )
 
-_OF_ONE: Final = (Answered, Filled, Stored, NotStored, Invalidated, Ingested, Audited)
+_OF_ONE: Final = (Answered, Filled, Stored, NotStored, Invalidated, Ingested, ShadowChecked, Audited)
 """Events of one tenant."""
 _OF_ALL: Final = (BackendChanged, BackplaneChanged, Stopped)
 """Events that concern every tenant and tell of none."""
-_OF_OPERATORS: Final = (BackendFailed, Evicted, HookFailed, AlertChanged, Started)
+_OF_OPERATORS: Final = (BackendFailed, Evicted, HookFailed, AlertChanged, Distrusted, Started)
 _QUEUED: Final = 1_000
 _HEARTBEAT: Final = 15.0
 """Seconds of silence after which a comment is sent, so that proxies do not take the stream for dead."""
@@ -52,7 +54,7 @@ class Live:
 
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter
-        self.watching = 0
+        self.watching: int = 0
 
     async def watch(
         self,

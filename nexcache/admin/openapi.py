@@ -33,6 +33,7 @@ _FIGURES: Final = {
         ("requests", "hits", "misses", "stale", "bypasses", "errors", "coalesced", "invalidations"), _COUNT
     ),
     "hit_rate": {"type": "number", "minimum": 0, "maximum": 1},
+    "shadow": _object({"checks": _COUNT, "wrong": _COUNT}),
     "latency": _object({"hit": _LATENCY, "miss": _LATENCY}),
 }
 _DONE: Final = _object({"acknowledged": _FLAG, "queued": _FLAG, "targets": _TEXTS, "waited_ms": _NUMBER})

@@ -40,10 +40,10 @@ class Backend:
     """
 
     def __init__(self, path: Path, tenant: ApiKeys, now_us: Callable[[], int] = _now_us) -> None:
-        self.database = Database(path)
+        self.database: Database = Database(path)
         self._tenant = tenant
         self._now_us = now_us
-        self.routes = [
+        self.routes: list[Route] = [
             Route("/api/v1/dashboard", self.dashboard),
             Route("/api/v1/architecture", self.architecture),
             Route("/api/v1/services", self.services),

@@ -40,12 +40,12 @@ class EmbeddedValkey:
     def __init__(self) -> None:
         binary = _binary()
         self._directory = Path(tempfile.mkdtemp(prefix="nexcache-valkey-"))
-        self.port = _free_port()
+        self.port: int = _free_port()
         self._configuration = self._directory / "valkey.conf"
         self._configuration.write_text(_CONFIGURATION.format(port=self.port, directory=self._directory))
         script = self._directory / "start"
         script.write_text(f"exec {shlex.join([str(binary), str(self._configuration)])}\n")
-        self.restart = f"sh {shlex.quote(str(script))}"
+        self.restart: str = f"sh {shlex.quote(str(script))}"
         try:
             # a session of its own, so that Ctrl-C in the terminal stops the demo and not its store
             self._process = subprocess.Popen(  # noqa: S603 - our own binary and configuration

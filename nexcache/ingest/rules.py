@@ -159,13 +159,13 @@ class RuleSet:
 
     def __init__(self, rules: Iterable[IngestRule], *, min_interval: Duration = 0) -> None:
         default = checked_interval(min_interval)
-        self.rules = tuple(rules)
+        self.rules: tuple[IngestRule, ...] = tuple(rules)
         self._intervals = [
             default if rule.min_interval is None else checked_interval(rule.min_interval) for rule in self.rules
         ]
-        self.shortest = min(self._intervals, default=default)
+        self.shortest: float = min(self._intervals, default=default)
         """Seconds: the least interval of any rule."""
-        self.longest = max(self._intervals, default=default)
+        self.longest: float = max(self._intervals, default=default)
         """Seconds: by how much an acknowledged change may be older than an answer, beside the invalidation itself."""
         names = dict.fromkeys(name for rule in self.rules for name in rule.names)
         self._of_resource = [name for name in names if _is_of(name, "resource")]

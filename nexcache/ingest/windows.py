@@ -195,7 +195,7 @@ class SpanTimes:
     def __init__(self) -> None:
         self._edge = 0
         self._cells: set[int] = set()
-        self.everything = False
+        self.everything: bool = False
         """The spans lie so far apart that every range is reached."""
 
     def __bool__(self) -> bool:

@@ -81,7 +81,7 @@ class Invalidations:
         """By tenant: generations' keys, each with the number of the failure that it was last queued by."""
         self._replaying: asyncio.Task[bool] | None = None
         self._retrying: asyncio.Task[None] | None = None
-        self.failures = 0
+        self.failures: int = 0
         """How many invalidations the store was not told of when they were made. Whoever reads from the store while
         this number changes may have read what this process has invalidated."""
 

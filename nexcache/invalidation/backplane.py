@@ -78,8 +78,8 @@ class Backplane:
         door: Door | None = None,
     ) -> None:
         self._door = door if door is not None else Door()
-        self.node = secrets.token_hex(8).encode()
-        self.connected = False
+        self.node: bytes = secrets.token_hex(8).encode()
+        self.connected: bool = False
         self._connect = connect
         self._store = store
         self._view = view

@@ -42,7 +42,7 @@ class View:
     def __init__(self, *, lease: float, clock: Callable[[], float] = boottime, most: int = 200_000) -> None:
         self.lease = lease
         self.clock = clock
-        self.changes = 0
+        self.changes: int = 0
         """Rises with every change after which generations that were current may no longer be."""
         self._trusted: dict[bytes, Trusted] = {}
         self._barriers: dict[bytes, float] = {}

@@ -38,18 +38,18 @@ class Prepared:
     )
 
     def __init__(self, response: StoredResponse, headers: Headers, refresh_at: float) -> None:
-        self.response = response
-        self.headers = headers
-        self.not_modified = not_modified_headers(headers)
-        self.refresh_at = refresh_at
+        self.response: StoredResponse = response
+        self.headers: Headers = headers
+        self.not_modified: Headers = not_modified_headers(headers)
+        self.refresh_at: float = refresh_at
         """From when (seconds since the epoch) a hit has it computed again."""
         self.encoded: Mapping[bytes, Prepared] = {}
         """The same in further content codings, by their names, the preferred first."""
         self.facts: Facts | None = None
         """What its fields say of its use, where they rule it; read when first needed."""
-        self.age = 0
+        self.age: int = 0
         """Whole seconds, as of the last `bring_up`."""
-        self.ttl = 0.0
+        self.ttl: float = 0.0
         self.varying: Headers = ()
         """`Age` and `Cache-Status`."""
         self._since = self._until = 0.0

@@ -22,6 +22,7 @@ VERSION: Final = 3
 _MOST_GENERATIONS: Final = 64
 _MOST_CODINGS: Final = 8
 _LONGEST_KID: Final = 64
+_SPAN: Final = 24
 _OLDEST: Final = 2**31
 
 
@@ -71,7 +72,7 @@ class Codec:
                 response.etag,
                 response.headers,
                 response.body,
-                *((response.encoded,) if response.encoded else ()),
+                *(each for each in (response.filled_by, response.encoded) if each),
             )
         )
         if seal is not None:
@@ -169,11 +170,26 @@ def _entry(fields: Any) -> Entry | None:
         return None
     if not (0 <= captured < CLOCK and 0 <= kept_on <= LONGEST * 1000):
         return None
-    encoded = more[0] if len(more) == 1 else None if more else ()
-    if not (isinstance(encoded, tuple) and _are_pairs(encoded, _MOST_CODINGS)):
-        return None
+    filled_by, encoded = b"", ()
+    for each in more:
+        if type(each) is bytes and len(each) == _SPAN and not filled_by and not encoded:
+            filled_by = each
+        elif isinstance(each, tuple) and each and _are_pairs(each, _MOST_CODINGS) and not encoded:
+            encoded = each
+        else:
+            return None
     response = StoredResponse(
-        status, headers, body, etag, stored_at / 1000, ttl / 1000, initial_age, cost / 1000, kept_on / 1000, encoded
+        status,
+        headers,
+        body,
+        etag,
+        stored_at / 1000,
+        ttl / 1000,
+        initial_age,
+        cost / 1000,
+        kept_on / 1000,
+        encoded,
+        filled_by,
     )
     return Entry(request, response, generations, captured)
 

@@ -103,8 +103,8 @@ class Lane:
         self._epoch = b""
         self._epoch_read_at = -math.inf
         self._dropped_at = -math.inf
-        self.commands = 0
-        self.connections = 0
+        self.commands: int = 0
+        self.connections: int = 0
 
     async def execute(
         self,

@@ -30,7 +30,7 @@ class _Share(Generic[Value]):
 
     def __init__(self) -> None:
         self.items: OrderedDict[bytes, Item[Value]] = OrderedDict()
-        self.bytes = 0
+        self.bytes: int = 0
 
 
 def tenant_of(key: bytes) -> bytes:
@@ -70,7 +70,7 @@ class Bounded(Generic[Value]):
         self._left = left
         self._owner = owner
         self._count = 0
-        self.bytes = 0
+        self.bytes: int = 0
 
     def __len__(self) -> int:
         """How many items are held, expired ones that nobody asked for included."""
@@ -233,9 +233,9 @@ class MemoryStore:
         self._complete: set[bytes] = set()
         self._max_registries = max_registries
         self._commands = 0
-        self.changes = 0
+        self.changes: int = 0
         """Rises with every change after which generations that were current may no longer be."""
-        self.peek = self._values.peek
+        self.peek: Callable[[bytes], bytes | None] = self._values.peek
 
     async def read(
         self,

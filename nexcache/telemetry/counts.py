@@ -28,9 +28,9 @@ class Latency:
     __slots__ = ("buckets", "count", "total")
 
     def __init__(self) -> None:
-        self.buckets = [0] * (len(_BOUNDS) + 1)
-        self.count = 0
-        self.total = 0.0
+        self.buckets: list[int] = [0] * (len(_BOUNDS) + 1)
+        self.count: int = 0
+        self.total: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
@@ -68,6 +68,8 @@ class OperationCounts:
         "miss_latency",
         "misses",
         "redis_hits",
+        "shadow_checks",
+        "shadow_wrong",
         "stale",
         "stored_fallback",
         "stored_memory",
@@ -75,20 +77,22 @@ class OperationCounts:
     )
 
     def __init__(self) -> None:
-        self.memory_hits = 0
-        self.redis_hits = 0
-        self.fallback_hits = 0
-        self.misses = 0
-        self.stale = 0
-        self.errors = 0
-        self.coalesced = 0
-        self.invalidations = 0
-        self.stored_memory = 0
-        self.stored_redis = 0
-        self.stored_fallback = 0
-        self.bypasses = dict.fromkeys(Bypass, 0)
-        self.hit_latency = Latency()
-        self.miss_latency = Latency()
+        self.memory_hits: int = 0
+        self.redis_hits: int = 0
+        self.fallback_hits: int = 0
+        self.misses: int = 0
+        self.stale: int = 0
+        self.errors: int = 0
+        self.coalesced: int = 0
+        self.invalidations: int = 0
+        self.stored_memory: int = 0
+        self.stored_redis: int = 0
+        self.stored_fallback: int = 0
+        self.shadow_checks: int = 0
+        self.shadow_wrong: int = 0
+        self.bypasses: dict[Bypass, int] = dict.fromkeys(Bypass, 0)
+        self.hit_latency: Latency = Latency()
+        self.miss_latency: Latency = Latency()
 
     @property
     def hits(self) -> int:
@@ -150,6 +154,8 @@ _PLAIN: Final = (
     "stored_memory",
     "stored_redis",
     "stored_fallback",
+    "shadow_checks",
+    "shadow_wrong",
 )
 FIELDS: Final = (
     *_PLAIN,

@@ -32,6 +32,8 @@ class Answered:
     """The answer was computed for another request that was waiting for the same."""
     duration: float = 0.0
     """Seconds from the arrival of the request: until it was looked up (hit) or answered (otherwise)."""
+    filled_by: str | None = None
+    """The trace and the span that computed the entry, in hexadecimal, joined by a hyphen; hits only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,24 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowChecked:
+    """A hit was computed again: what was answered from the cache was wrong, or was not."""
+
+    operation: str
+    tenant: str
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Distrusted:
+    """Too many answers of an operation were wrong: it is sent past the cache for so many seconds."""
+
+    operation: str
+    rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class AlertChanged:
     """An alert began or ended; one event per change."""
 
@@ -226,6 +246,8 @@ Event: TypeAlias = (
     | Reached
     | RuleDoubtful
     | HookFailed
+    | ShadowChecked
+    | Distrusted
     | Audited
     | AlertChanged
     | Stopped
@@ -236,11 +258,18 @@ Listener: TypeAlias = Callable[[Event], None]
 class RequestSpan(Protocol):
     """The open span of one cacheable request."""
 
+    @property
+    def filling(self) -> bytes:
+        """The trace id and the span id of `fill`, once it was entered; empty before, or where it is not recorded."""
+
     def fill(self, operation: str) -> AbstractContextManager[None]:
         """Make a child span current while the app computes, so that its own spans nest in it."""
 
     def put(self, operation: str) -> AbstractContextManager[None]:
         """Cover the storing of the answer."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the request's span current, so that what is logged names it."""
 
     def end(self, answered: Answered) -> None:
         """Give the span its final name and attributes, and end it. Later calls do nothing."""
@@ -266,7 +295,7 @@ class Emitter:
 
     def __init__(self) -> None:
         self._listeners: dict[type[Event], tuple[Listener, ...]] = {}
-        self.failures = 0
+        self.failures: int = 0
         self.tracing: Tracing | None = None
 
     def subscribe(self, listener: Listener, *types: type[Event]) -> None:

@@ -33,6 +33,7 @@ from nexcache.telemetry.events import (
     BackendChanged,
     BackendFailed,
     BackplaneChanged,
+    Distrusted,
     Emitter,
     Event,
     Evicted,
@@ -44,6 +45,7 @@ from nexcache.telemetry.events import (
     NotStored,
     Reached,
     RuleDoubtful,
+    ShadowChecked,
     Started,
     Stopped,
     Stored,
@@ -63,9 +65,10 @@ _ALWAYS: Final = (
     RuleDoubtful,
     Audited,
     AlertChanged,
+    Distrusted,
     Stopped,
 )
-_DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested, Reached)
+_DEBUG: Final = (Answered, LookedUp, Filled, Stored, NotStored, Evicted, Ingested, Reached, ShadowChecked)
 _ANNOUNCED: Final = frozenset({"timeout", "connection", "breaker", "busy"})
 """Kinds of failure that end in one `BackendChanged`, which is the line for an operator."""
 
@@ -105,7 +108,7 @@ class LogListener:
                 _log("info" if event.available else "warning", event)
             case BackplaneChanged():
                 _log("info" if event.connected else "warning", event)
-            case RuleDoubtful():
+            case RuleDoubtful() | Distrusted():
                 _log("warning", event)
             case HookFailed():
                 self._warn(event, "hook", event.hook)
@@ -145,9 +148,8 @@ def _debug_enabled() -> bool:
 def _log(level: Literal["debug", "info", "warning"], event: Event, **more: object) -> None:
     kind = type(event)
     line = {name: _plain(getattr(event, name)) for name in _FIELDS[kind]} | more
-    span = get_current_span()
-    if span.is_recording():
-        context = span.get_span_context()
+    context = get_current_span().get_span_context()
+    if context.is_valid:  # also where the span is not recorded here: the caller's logs have the same trace
         line |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
     # By the level's method: it is what every kind of structlog logger has.
     write = getattr(library_logger(), level)

@@ -175,6 +175,14 @@ def _stores(counts: Counts, label: _Label) -> Iterator[tuple[Series, int]]:
                 yield (*about, (names.ATTR_TIER, tier.value)), number
 
 
+def _shadowed(counts: Counts, label: _Label) -> Iterator[tuple[Series, int]]:
+    for tenant, operation, each in counts:
+        about = (*label(tenant), (names.ATTR_OPERATION, operation))
+        if each.shadow_checks:
+            yield (*about, (names.ATTR_SHADOW_RESULT, "same")), each.shadow_checks - each.shadow_wrong
+            yield (*about, (names.ATTR_SHADOW_RESULT, "wrong")), each.shadow_wrong
+
+
 def _ingested(counts: Counts, _: _Label) -> Iterator[tuple[Series, int]]:
     yield ((names.ATTR_OUTCOME, "accepted"),), counts.ingested_accepted
     yield ((names.ATTR_OUTCOME, "rejected"),), counts.ingested_rejected
@@ -194,6 +202,7 @@ TOTALS: Final[Mapping[str, Total]] = {
     names.METRIC_BYPASSES: Total("{request}", "Requests that did not ask the cache, by reason.", _bypasses),
     names.METRIC_COALESCED: Total("{request}", "Requests answered with what was computed for another.", _coalesced),
     names.METRIC_STORES: Total("{entry}", "Entries stored.", _stores),
+    names.METRIC_SHADOW_CHECKS: Total("{check}", "Hits that were computed again and compared.", _shadowed),
     names.METRIC_INGEST_SPANS: Total("{span}", "Spans received for invalidation.", _ingested),
 }
 

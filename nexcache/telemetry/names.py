@@ -46,6 +46,7 @@ class Bypass(StrEnum):
     PRECONDITION = "precondition"
     KEY_TOO_LONG = "key-too-long"
     DISABLED = "disabled"
+    DISTRUSTED = "distrusted"
 
 
 class NotStoredReason(StrEnum):
@@ -106,6 +107,7 @@ ATTR_TRIGGER: Final = "nexcache.invalidation.trigger"
 ATTR_SCOPE: Final = "nexcache.invalidation.scope"
 ATTR_CACHE_HIT: Final = "cache.hit"
 ATTR_EVICTION_REASON: Final = "nexcache.eviction.reason"
+ATTR_SHADOW_RESULT: Final = "nexcache.shadow.result"
 ATTR_OUTCOME: Final = "nexcache.ingest.outcome"
 ATTR_BACKEND: Final = "nexcache.backend"
 ATTR_BACKEND_OPERATION: Final = "nexcache.backend.operation"
@@ -125,6 +127,7 @@ METRIC_MEMORY_ENTRIES: Final = "nexcache.memory.entry.count"
 METRIC_MEMORY_USAGE: Final = "nexcache.memory.usage"
 METRIC_BACKEND_ERRORS: Final = "nexcache.backend.errors"
 METRIC_BACKEND_AVAILABLE: Final = "nexcache.backend.available"
+METRIC_SHADOW_CHECKS: Final = "nexcache.shadow.checks"
 METRIC_INGEST_SPANS: Final = "nexcache.ingest.spans"
 METRIC_STALENESS: Final = "nexcache.invalidation.staleness"
 

@@ -5,6 +5,8 @@
        ├─ cache.fill {op}   around the app; the app's own spans nest in it
        └─ cache.put {op}
 
+A hit's span links to the `cache.fill` that computed its entry, in whatever process that was.
+
 Only the API is imported here: without an SDK, or under a parent that is not recorded, no span is made.
 Whatever an SDK, a sampler or a span processor raises is counted in `OTelTracing.failures` and goes no further.
 """
@@ -24,6 +26,7 @@ from opentelemetry.trace import (
     Span,
     SpanContext,
     StatusCode,
+    TraceFlags,
     Tracer,
     TracerProvider,
 )
@@ -64,7 +67,7 @@ class OTelTracing:
         self._given = tracer_provider
         self._provider: TracerProvider | None = None
         self._tracer: Tracer | None = None
-        self.failures = 0
+        self.failures: int = 0
         """How often the SDK raised; the requests went on without the span."""
         if tracer_provider is None:
             # Once, for its effect: it installs the provider that OTEL_PYTHON_TRACER_PROVIDER names, if any.
@@ -175,7 +178,7 @@ class OTelTracing:
 class OpenSpan:
     """The span of one cacheable request (`events.RequestSpan`). No method raises anything of its own."""
 
-    __slots__ = ("_context", "_error", "_span", "_tracer", "_tracing")
+    __slots__ = ("_context", "_error", "_span", "_tracer", "_tracing", "filling")
 
     def __init__(self, tracing: OTelTracing, tracer: Tracer, span: Span, context: Context) -> None:
         self._tracing = tracing
@@ -184,6 +187,8 @@ class OpenSpan:
         # The request's own context, with its baggage: the app may run in a task that was started elsewhere.
         self._context = trace.set_span_in_context(span, context)
         self._error: str | None = None
+        self.filling: bytes = b""
+        """What hits link to: the trace id and the span id of the computation."""
 
     @contextmanager
     def fill(self, operation: str) -> Iterator[None]:
@@ -193,7 +198,9 @@ class OpenSpan:
         """
         attributes = {names.ATTR_OPERATION: operation}
         try:
-            with self._tracing.covering(self._tracer, f"{names.SPAN_FILL} {operation}", self._context, attributes):
+            name = f"{names.SPAN_FILL} {operation}"
+            with self._tracing.covering(self._tracer, name, self._context, attributes) as span:
+                self.filling = self._tracing.guarded(lambda: _identity(span)) or b""
                 yield
         except Exception as error:
             self._error = error_type(error)
@@ -208,6 +215,15 @@ class OpenSpan:
         ):
             yield
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the request's span current inside the block."""
+        token = attach(self._context)
+        try:
+            yield
+        finally:
+            detach(token)
+
     def end(self, answered: Answered) -> None:
         """Name the span after the result, give it its attributes, and end it. Later calls do nothing."""
         span, self._span = self._span, None
@@ -216,11 +232,25 @@ class OpenSpan:
         try:
             span.update_name(f"{_END_NAMES[answered.result]} {answered.operation}")
             span.set_attributes(_attributes(answered))
+            if answered.filled_by is not None:
+                span.add_link(_linked(answered.filled_by))
             if answered.result is Result.ERROR:
                 _fail(span, self._error or _ERROR_TYPE_UNKNOWN)
         except Exception:  # noqa: BLE001 - as above
             self._tracing.failures += 1
         self._tracing.guarded(span.end)
+
+
+def _identity(span: Span) -> bytes:
+    context = span.get_span_context()
+    if not (context.is_valid and context.trace_flags.sampled):
+        return b""
+    return context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big")
+
+
+def _linked(filled_by: str) -> SpanContext:
+    trace_id, _, span_id = filled_by.partition("-")
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
 def error_type(error: BaseException) -> str:

@@ -55,6 +55,15 @@ def test_the_format_is_the_documented_one() -> None:
     assert UNSIGNED.encode(KEY, ENTRY) == seal(tuple(FIELDS.values()))
 
 
+@pytest.mark.parametrize("filled_by", [b"", b"x" * 23, b"x" * 25, "x" * 24, 24, None])
+def test_the_span_that_filled_an_entry_is_24_bytes_or_absent(filled_by: object) -> None:
+    good = UNSIGNED.decode(KEY, seal((*FIELDS.values(), b"x" * 24)))
+    assert isinstance(good, Entry)
+    assert good.response.filled_by == b"x" * 24
+    assert UNSIGNED.decode(KEY, seal((*FIELDS.values(), filled_by))) == Undecodable("corrupt")
+    assert UNSIGNED.decode(KEY, seal((*FIELDS.values(), b"x" * 24, b""))) == Undecodable("corrupt")
+
+
 PAIRS = st.lists(st.tuples(st.binary(), st.binary()), max_size=5).map(tuple)
 PRINTABLE = st.binary().filter(lambda value: not set(value) & set(b"\r\n\0"))
 HEADERS = st.lists(st.tuples(PRINTABLE, PRINTABLE), max_size=5).map(tuple)
@@ -72,6 +81,7 @@ ENTRIES = st.builds(
         initial_age=st.integers(0, 2**31 - 1),
         cost=st.integers(0, 2**31 - 1).map(lambda value: value / 1000),
         kept_on=st.integers(0, 30 * 86400 * 1000).map(lambda value: value / 1000),
+        filled_by=st.one_of(st.just(b""), st.binary(min_size=24, max_size=24)),
     ),
     generations=PAIRS.filter(bool),
     captured=st.integers(0, 2**40 - 1),
@@ -88,7 +98,7 @@ def test_any_entry_is_read_as_it_was_written(entry: Entry, codec: Codec, key: by
     assert read.response.stored_at == pytest.approx(entry.response.stored_at, abs=0.0011)
     assert read.response.ttl == pytest.approx(entry.response.ttl, abs=0.0011)
     assert read.response.cost == pytest.approx(entry.response.cost, abs=0.0011)
-    for name in ("status", "headers", "body", "etag", "initial_age"):
+    for name in ("status", "headers", "body", "etag", "initial_age", "filled_by"):
         assert getattr(read.response, name) == getattr(entry.response, name)
 
 

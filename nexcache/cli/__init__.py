@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from nexcache.cli import administer, bench, config, doctor, monitor
 from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="NexCache, a multi-tenant cache for observability back ends.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -49,7 +49,7 @@ def demo(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Listen there on loopback. [default: 8080, or any if that is taken]"),
+        typer.Option(min=1, max=65535, help="Listen there on loopback. \\[default: 8080, or any if that is taken]"),
     ] = None,
     headless: Annotated[bool, typer.Option(help="Print plain lines instead of the live screen.")] = False,
     readers: Annotated[int, typer.Option(min=1, max=1000, help="Simulated readers, each about 5 reads/s.")] = 60,
@@ -139,5 +139,16 @@ def explain_rules(
         sys.stdout.write(f"{line}\n")
 
 
-if __name__ == "__main__":
-    main()
+for _command in (
+    monitor.monitor,
+    administer.stats,
+    administer.operations,
+    administer.tenants,
+    administer.explain,
+    administer.invalidate,
+    administer.warm,
+    doctor.doctor,
+    config.config,
+    bench.bench,
+):
+    app.command()(_command)

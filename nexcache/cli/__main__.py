@@ -1,0 +1,5 @@
+"""`python -m nexcache.cli`."""
+
+from nexcache.cli import main
+
+main()
