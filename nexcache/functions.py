@@ -914,6 +914,7 @@ class _Bound:
         return self._cached(self._instance, *args, **kwargs)
 
     def set(self, value: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Keep `value` as the result of this call."""
         return self._cached.set(value, self._instance, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -29,7 +29,15 @@ _CONFIG: Final = (
 )
 _KEPT_FAMILIES: Final = (b"nexarch.value:", b"nexarch.session:")
 """What may be kept until it is deleted."""
-PROBED_FAMILIES: Final = ("nexarch:", "nexarch.stats:", "nexarch.limit:", "nexarch.key:")
+PROBED_FAMILIES: Final = (
+    "nexarch:",
+    "nexarch.stats:",
+    "nexarch.trend:",
+    "nexarch.switch:",
+    "nexarch.limit:",
+    "nexarch.value:",
+    "nexarch.key:",
+)
 """Where the cache has keys that it must be permitted to use."""
 
 
@@ -53,6 +61,9 @@ def probes(tenant: str) -> Sequence[tuple[str, tuple[str, ...]]]:
         ("strlen", ("STRLEN", text)),
         ("pttl", ("PTTL", text)),
         ("pexpire", ("PEXPIRE", text, "10000")),
+        ("persist", ("PERSIST", other)),
+        ("exists", ("EXISTS", text)),
+        ("incrby", ("INCRBY", text, "1")),
         ("sadd", ("SADD", names, "a")),
         ("smembers", ("SMEMBERS", names)),
         ("smismember", ("SMISMEMBER", names, "a")),

@@ -55,9 +55,7 @@ def test_a_server_with_the_shipped_user_is_well(nexcache: CommandLine, own_valke
     assert "0 problems, 0 warnings, 0 notes" in shown
 
 
-def test_looking_leaves_nothing_for_longer_than_the_statistics_of_an_hour(
-    nexcache: CommandLine, own_valkey: Valkey
-) -> None:
+def test_looking_leaves_nothing_for_longer_than_the_hours_trend(nexcache: CommandLine, own_valkey: Valkey) -> None:
     own_valkey.ask("SET", "nexarch:acme:overview:00", "kept", "PX", "60000")
     report(nexcache, REDIS_URL=own_valkey.url)
     left = {key for key in own_valkey.ask("KEYS", "*") if b"overview" not in key}
@@ -110,6 +108,9 @@ def test_every_planted_fault_is_named_at_once(nexcache: CommandLine, misconfigur
         "set on nexarch.key:*",
         "set on nexarch.limit:*",
         "set on nexarch.stats:*",
+        "set on nexarch.switch:*",
+        "set on nexarch.trend:*",
+        "set on nexarch.value:*",
     ]
     assert "smismember" in found["commands-missing"]
     assert "nexarch:acme:overview:0123" in found["no-expiry"]

@@ -46,6 +46,16 @@ async def exercise(url: str) -> None:
         await node.cache.rate_limit("5/minute", algorithm=algorithm).check("someone", tenant="acme")
     await node.redis.names(b"nexarch:", most=100)
     await node.redis.peek_many([key.name], longest=1000)
+    values = node.cache.tenant("acme")
+    await values.set("kept", 1)
+    await values.set("for a while", 1, expiry=60)
+    await values.set_many({"a": 1, "b": 2})
+    assert await values.get_many(["a", "b"]) == {"a": 1, "b": 2}
+    assert await values.exists("kept")
+    await values.increment("counted")
+    await values.expire("kept", 60)
+    await values.expire("kept", None)
+    await values.delete("kept")
     vault = node.cache._parts.vault
     assert vault is not None
     await vault.shred("acme")
