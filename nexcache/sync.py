@@ -263,10 +263,11 @@ class SyncFace:
         operation: str | None = None,
         *,
         tags: Sequence[str] = (),
+        soft: bool = False,
         wait: Literal["fast", "strict"] = "fast",
     ) -> Invalidation:
         """As `NexCache.invalidate`."""
-        return self.run(self._cache.invalidate(tenant, operation, tags=tags, wait=wait))
+        return self.run(self._cache.invalidate(tenant, operation, tags=tags, soft=soft, wait=wait))
 
     def warm(self, tenant: str, operation: str) -> Warmed:
         """As `NexCache.warm`."""
@@ -396,8 +397,8 @@ class SyncCached(Generic[P, R]):
         refuse_in_loop()
         asker = self._asker
         cache = asker.cache
-        span = asker.span()
         values, tenant, packed = asker.identify(args, kwargs)
+        span = asker.span()
         first = cache.entries.first
         off = asker.is_off(tenant)
         if first is not None and not off and tenant.__class__ is str:
