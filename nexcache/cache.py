@@ -629,7 +629,9 @@ class NexCache:
             return
         keep_for_ever((abandoned, self.home, self._parts, vars(self._store).copy() if self._store else None))
         self.home = None
+        switches = self._parts.switches.known
         self._parts = build(self.settings, store=self._store, credentials=self._credentials)
+        self._parts.switches.take_over(switches)
         for generations in self._parts.generations:
             generations.keep_for(self._longest_ttl)
 
