@@ -642,12 +642,14 @@ class NexCache:
             return
         keep_for_ever((abandoned, self.home, self._parts, vars(self._store).copy() if self._store else None))
         self.home = None
+        switches = self._parts.switches.known
         emitter = self.emitter  # stays: others listen to it, too
         for listener in self._inside:
             emitter.unsubscribe(listener)
         outside = emitter.listeners
         self._parts = build(self.settings, store=self._store, credentials=self._credentials, emitter=emitter)
         self._inside = tuple(each for each in emitter.listeners if each not in outside)
+        self._parts.switches.take_over(switches)
         for generations in self._parts.generations:
             generations.keep_for(self._longest_ttl)
 

@@ -94,8 +94,9 @@ class Ledger:
 
     def start(self) -> None:
         """Add up regularly from now on."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="nexcache-ledger")
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._run(), name="nexcache-ledger")
 
     async def aclose(self) -> None:
         """Add up once more, and stop."""

@@ -23,6 +23,7 @@ _EVERY: Final = 2.0
 """Seconds between two looks."""
 
 _Pair: TypeAlias = tuple[str | None, str]
+Known: TypeAlias = tuple[frozenset[_Pair], frozenset[str], Mapping[_Pair, bool]]
 
 
 class Switches:
@@ -59,6 +60,16 @@ class Switches:
     def here(self, operation: str, *, off: bool) -> None:
         """Switch for all tenants in this process only."""
         self._here = self._here | {operation} if off else self._here - {operation}
+
+    @property
+    def known(self) -> Known:
+        """What this process knows, for `take_over`."""
+        return self._off, self._here, self._untold
+
+    def take_over(self, known: Known) -> None:
+        """Know what another knew, as in a forked process."""
+        self._off, self._here, untold = known
+        self._untold = dict(untold)
 
     async def switch(self, operation: str, tenant: str | None, *, off: bool) -> bool:
         """Switch for a tenant, or for all of them; False: the store is away, and the other nodes are told later.

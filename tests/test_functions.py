@@ -905,6 +905,22 @@ async def test_the_master_switch_and_a_disabled_operation_call_the_function() ->
         assert not await cached.set(None, 1)
 
 
+async def test_a_tenants_switch_is_for_its_calls_only(cache: NexCache) -> None:
+    calls = Calls()
+    cached = cache.cached("users", ttl=60)(_counted(calls))
+    await cached(1)
+    await cache.switch("users", tenant="globex", off=True)
+    await cached(1)
+    assert len(calls) == 1
+    await cache.switch("users", tenant="acme", off=True)
+    await cached(1)
+    await cached.refresh(1)
+    assert len(calls) == 3
+    await cache.switch("users", tenant="acme", off=False)
+    await cached(1)
+    assert len(calls) == 3
+
+
 def _counted(calls: Calls) -> Callable[[int], Any]:
     async def counted(number: int) -> None:
         calls(number)

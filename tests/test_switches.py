@@ -55,6 +55,15 @@ async def test_a_switch_for_all_is_for_every_tenant_and_leaves_their_own() -> No
     assert switches.is_off("overview", "acme")
 
 
+async def test_a_forked_process_knows_what_its_parent_knew() -> None:
+    parent, child = Switches(None), Switches(None)
+    await parent.switch("overview", "acme", off=True)
+    parent.here("details", off=True)
+    child.take_over(parent.known)
+    assert child.is_off("overview", "acme")
+    assert child.is_off("details", "globex")
+
+
 async def test_another_node_takes_it_over_and_so_does_one_that_starts_later(node: Make) -> None:
     (a, _), (b, _) = node(), node()
     await b.look()
