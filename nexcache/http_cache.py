@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from nexcache.errors import OriginFailed
 from nexcache.fill import Failed, Fill, Outcome, Unstorable
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
@@ -545,7 +546,12 @@ class HttpCache:
         elif not begun and isinstance(fill.error, Exception) and self._stands_in(visit, asking):
             await self._stand_in(visit, asking, None)
             return True
-        await fill.join()
+        try:
+            await fill.join()
+        except OriginFailed as error:
+            if begun or asking.stored is None or not asking.stored.facts.never_stale:
+                raise
+            raise OriginFailed(504, "what is stored must be validated, and the origin failed") from error  # §5.2.2.2
         self._end(visit, Result.MISS)
         return True
 

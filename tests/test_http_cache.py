@@ -16,7 +16,7 @@ from nexcache.errors import ConfigurationError, OriginFailed
 from nexcache.http_cache import HttpCache
 from nexcache.telemetry.events import Answered, NotStored
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result
-from tests.wire.server import Answer, Exchange, until
+from tests.wire.server import Answer, Exchange, serving, until
 
 FRESH = [(b"cache-control", b"max-age=60")]
 
@@ -221,6 +221,22 @@ async def test_who_has_all_bytes_may_ask_again_before_the_app_says_that_it_was_a
     assert (await bench.ask()).hit
     bench.service.late.set()
     await running
+    assert bench.service.calls == 1
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+@pytest.mark.parametrize("policies", [(), [Policy("/", op="home", ttl=60)]], ids=["by the rules", "by a policy"])
+async def test_a_fast_client_finds_the_entry_through_a_server(
+    cache: NexCache, parser: str, policies: Sequence[Policy]
+) -> None:
+    bench = Bench(cache, Service(), policies=policies)
+    bench.service.late.clear()
+    async with serving(bench.app, http=parser, lifespan="off") as client:
+        connection = await client.connect()
+        await connection.ask("/")
+        assert (await connection.answer()).body == b"answer 1"  # the app has not said yet that this is all
+        assert (await client.get("/")).hit
+        bench.service.late.set()
     assert bench.service.calls == 1
 
 
