@@ -177,6 +177,24 @@ async def test_who_waits_for_an_answer_that_varies_gets_none_that_does_not_fit(b
     assert ((await english).body, (await german).body) == (b"answer 1", b"answer 2")
 
 
+async def test_requests_for_two_variants_do_not_wait_for_each_other_once_it_is_known_that_they_are(
+    bench: Bench,
+) -> None:
+    bench.service.headers.append((b"vary", b"accept-language"))
+    await bench.ask(headers=[(b"accept-language", b"en")])
+    bench.service.gate.clear()
+    asking = [
+        asyncio.create_task(bench.ask(headers=[(b"accept-language", language)]))
+        for language in (b"de", b"fr", b"de", b"fr")
+    ]
+    await until(lambda: bench.service.calls == 3)  # both are under way
+    bench.service.gate.set()
+    answers = await asyncio.gather(*asking)
+    assert answers[0].body == answers[2].body != answers[1].body == answers[3].body
+    assert bench.service.calls == 3
+    assert answers[2].cache == "NexCache; fwd=vary-miss; collapsed"
+
+
 @pytest.mark.parametrize("value", [b"no-store", b"private", b"max-age=0"])
 async def test_who_waits_for_what_cannot_be_shared_goes_on_alone(bench: Bench, value: bytes) -> None:
     bench.service.headers = [(b"cache-control", value)]
