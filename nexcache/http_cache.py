@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from nexcache.errors import OriginFailed
 from nexcache.fill import Failed, Fill, Outcome, Unstorable
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
@@ -266,27 +267,28 @@ class HttpCache:
         """Answer from what is stored if that may be, else from the origin."""
         place = visit.place
         assert place is not None  # noqa: S101 - for the type checker
-        waits, collapsed = 0, False
+        waits = 0
+        waited_for: str | None = None
         while True:
             selected = await self._variants.select(place, visit.counts)
             choice = self._choose(visit, selected)
             if isinstance(choice, Use) and isinstance(selected, Selected) and selected.response.status == PARTIAL:
                 selected, choice = self._cut(visit, selected, choice)
             if isinstance(choice, Use) and isinstance(selected, Selected):
-                await self._use(visit, selected, choice, collapsed=collapsed)
+                await self._use(visit, selected, choice, waited_for)
                 return
             if visit.asked.only_if_cached:  # §5.2.1.7
                 await self._not_cached(visit)
                 return
             if not self._shares(visit) or waits >= _WAITS:
                 break
-            name = place.key.name if isinstance(selected, NoneSelected) else selected.key.name
+            name = self._variants.name(place, selected)
             under_way = self._waiting.get(name)
             if under_way is None:
                 await self._lead(visit, selected, choice, name)
                 return
             await asyncio.wait((under_way,), timeout=_LONGEST_WAIT)
-            waits, collapsed = waits + 1, True
+            waits, waited_for = waits + 1, choice.fwd if isinstance(choice, Validate) else waited_for
         await self._lead(visit, selected, choice, None)
 
     def _choose(self, visit: Visit, selected: Selected | NoneSelected) -> Use | Validate:
@@ -316,14 +318,14 @@ class HttpCache:
 
     # --- from what is stored -------------------------------------------------------------------------------
 
-    async def _use(self, visit: Visit, selected: Selected, choice: Use, *, collapsed: bool) -> None:
-        """Send a stored response as it is."""
-        if collapsed:
-            status = cache_status.forwarded("uri-miss", collapsed=True)
+    async def _use(self, visit: Visit, selected: Selected, choice: Use, waited_for: str | None) -> None:
+        """Send a stored response as it is; `waited_for`: why another request had to get it."""
+        if waited_for is not None:
+            status = cache_status.forwarded(waited_for, collapsed=True)
             visit.counts.coalesced += 1
         else:
             status = cache_status.hit(choice.ttl, selected.facts.rule if choice.ttl > 0 else "stale")
-        result = Result.MISS if collapsed else Result.HIT if choice.ttl > 0 else Result.STALE
+        result = Result.MISS if waited_for is not None else Result.HIT if choice.ttl > 0 else Result.STALE
         if choice.refresh:
             self._refresh_later(visit, selected)
         await self._send_stored(visit, selected.response, selected.facts, status, validated=False)
@@ -545,7 +547,12 @@ class HttpCache:
         elif not begun and isinstance(fill.error, Exception) and self._stands_in(visit, asking):
             await self._stand_in(visit, asking, None)
             return True
-        await fill.join()
+        try:
+            await fill.join()
+        except OriginFailed as error:
+            if begun or asking.stored is None or not asking.stored.facts.never_stale:
+                raise
+            raise OriginFailed(504, "what is stored must be validated, and the origin failed") from error  # §5.2.2.2
         self._end(visit, Result.MISS)
         return True
 

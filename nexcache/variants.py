@@ -119,6 +119,12 @@ class Variants:
             request = place.key.request + b"".join(b"%d:%b" % (len(part), part) for part in parts)
         return self._parts.keys.key(place.key.tenant, place.key.operation, request, place.tags)
 
+    def name(self, place: Place, selected: Selected | NoneSelected) -> bytes:
+        """Return what requests have in common that wait for the same response, as far as is known."""
+        if isinstance(selected, Selected):
+            return selected.key.name
+        return self.key(place, selected.known[0]).name if selected.known else place.key.name
+
     async def select(self, place: Place, counts: OperationCounts) -> Selected | NoneSelected:
         """Find the response that a request selects: of several the latest (§4.1)."""
         deadline = asyncio.get_running_loop().time() + self._parts.store_budget

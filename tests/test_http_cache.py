@@ -16,7 +16,7 @@ from nexcache.errors import ConfigurationError, OriginFailed
 from nexcache.http_cache import HttpCache
 from nexcache.telemetry.events import Answered, NotStored
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result
-from tests.wire.server import Answer, Exchange, until
+from tests.wire.server import Answer, Exchange, serving, until
 
 FRESH = [(b"cache-control", b"max-age=60")]
 
@@ -177,6 +177,24 @@ async def test_who_waits_for_an_answer_that_varies_gets_none_that_does_not_fit(b
     assert ((await english).body, (await german).body) == (b"answer 1", b"answer 2")
 
 
+async def test_requests_for_two_variants_do_not_wait_for_each_other_once_it_is_known_that_they_are(
+    bench: Bench,
+) -> None:
+    bench.service.headers.append((b"vary", b"accept-language"))
+    await bench.ask(headers=[(b"accept-language", b"en")])
+    bench.service.gate.clear()
+    asking = [
+        asyncio.create_task(bench.ask(headers=[(b"accept-language", language)]))
+        for language in (b"de", b"fr", b"de", b"fr")
+    ]
+    await until(lambda: bench.service.calls == 3)  # both are under way
+    bench.service.gate.set()
+    answers = await asyncio.gather(*asking)
+    assert answers[0].body == answers[2].body != answers[1].body == answers[3].body
+    assert bench.service.calls == 3
+    assert answers[2].cache == "NexCache; fwd=vary-miss; collapsed"
+
+
 @pytest.mark.parametrize("value", [b"no-store", b"private", b"max-age=0"])
 async def test_who_waits_for_what_cannot_be_shared_goes_on_alone(bench: Bench, value: bytes) -> None:
     bench.service.headers = [(b"cache-control", value)]
@@ -221,6 +239,22 @@ async def test_who_has_all_bytes_may_ask_again_before_the_app_says_that_it_was_a
     assert (await bench.ask()).hit
     bench.service.late.set()
     await running
+    assert bench.service.calls == 1
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+@pytest.mark.parametrize("policies", [(), [Policy("/", op="home", ttl=60)]], ids=["by the rules", "by a policy"])
+async def test_a_fast_client_finds_the_entry_through_a_server(
+    cache: NexCache, parser: str, policies: Sequence[Policy]
+) -> None:
+    bench = Bench(cache, Service(), policies=policies)
+    bench.service.late.clear()
+    async with serving(bench.app, http=parser, lifespan="off") as client:
+        connection = await client.connect()
+        await connection.ask("/")
+        assert (await connection.answer()).body == b"answer 1"  # the app has not said yet that this is all
+        assert (await client.get("/")).hit
+        bench.service.late.set()
     assert bench.service.calls == 1
 
 

@@ -936,7 +936,12 @@ INVALIDATING: Final = [
             ],
         )
         for name in ("location", "content-location")
-        for how, target in (("relative", "?a"), ("absolute", "http://cache.test{path}?a"), ("by path", "{path}?a"))
+        for how, target in (
+            ("relative", "?a"),
+            ("absolute", "http://cache.test{path}?a"),
+            ("by path", "{path}?a"),
+            ("by the name that the origin has for itself", "{origin}{path}?a"),
+        )
     ),
     *(
         Case(
@@ -1097,7 +1102,7 @@ FAILING: Final = [
             f"{directive}: never stale",
             [
                 Ask("origin", reply=Reply(200, [cc(directive), ETAG])),
-                Ask("any", reply=GONE, after=70, status=502),
+                Ask("any", reply=GONE, after=70, status=504),
                 Ask("origin", reply=Reply(503), status=503),
             ],
         )

@@ -39,7 +39,7 @@ def run(stand: Stand, case: Case) -> None:
         where = f"request {number}"
         stand.clock.now += ask.after
         if ask.reply is not None:
-            stand.tell(path, _placed(ask.reply, path))
+            stand.tell(path, _placed(stand, ask.reply, path))
         before = len(stand.received(path))
         answer = stand.ask(path, method=ask.method, fields=ask.fields, query=ask.query, body=ask.body)
         reached = stand.received(path)[before:]
@@ -66,8 +66,10 @@ def run(stand: Stand, case: Case) -> None:
             last = answer.body
 
 
-def _placed(reply: Reply, path: str) -> Reply:
+def _placed(stand: Stand, reply: Reply, path: str) -> Reply:
+    origin = f"http://127.0.0.1:{stand.origin_port}"
     fields = [
-        (name, value.replace("{path}", path) if isinstance(value, str) else value) for name, value in reply.fields
+        (name, value.replace("{path}", path).replace("{origin}", origin) if isinstance(value, str) else value)
+        for name, value in reply.fields
     ]
     return replace(reply, fields=fields)
