@@ -327,15 +327,17 @@ async def test_who_comes_new_relies_on_a_register_that_another_node_vouches_for(
 ) -> None:
     a = node(Source())
     await a.until_in_memory()
-    register = await a.store.nodes()
-    while not register.vouched:
-        await asyncio.sleep(0.02)
-        register = await a.store.nodes()
+    for _ in range(200):
+        if (await a.store.nodes()).vouched:
+            break
+        await asyncio.sleep(0.01)
     monkeypatch.setattr(coherence_module, "_FORGOTTEN", 1.5)
 
     new = node(Source())
     await new.cache.start()
-    while not (new.coherence.connected and a.coherence.connected):
+    for _ in range(200):
+        if new.coherence.connected and a.coherence.connected:
+            break
         await asyncio.sleep(0.01)
 
     assert (await new.cache.invalidate("acme", "page", wait="strict")).waited < coherence_module.LONGEST_LEASE
