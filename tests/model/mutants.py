@@ -18,13 +18,14 @@ from nexcache.asgi import Message, Receive, Scope, Send
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Missing, Shared
 from nexcache.errors import StoreError
+from nexcache.fill import Fill
 from nexcache.ingest.coalescing import Coalescer
 from nexcache.invalidation import coherence, generations
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.coherence import Coherence
-from nexcache.invalidation.generations import Snapshot
+from nexcache.invalidation.generations import Generations, Snapshot
 from nexcache.invalidation.view import Trusted, View
-from nexcache.key import CacheKey
+from nexcache.key import CacheKey, segment
 from nexcache.message import Entry, StoredResponse
 from nexcache.semantics import reuse
 from nexcache.stores import redis as redis_store
@@ -194,6 +195,44 @@ def a_registry_is_restored_without_an_invalidation(patch: Patch) -> None:
 @mutant("a glob forgets that memories may trust the token that was removed when the registry was restored")
 def a_restored_registry_is_not_told_of(patch: Patch) -> None:
     patch.setattr(Invalidations, "_doubtful", lambda self, tenant, targets, tokens: tokens)
+
+
+@mutant("@any is read before the token of a tag is created that only the answer names")
+def any_is_read_too_early(patch: Patch) -> None:
+    async def early(
+        self: Generations, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot, *, deadline: float | None = None
+    ) -> tuple[bytes, ...] | None:
+        reading = await self._store.read((self._keys.of_any(key.tenant),))
+        if generations.seen(reading.values[0], reading.epoch) != snapshot.any:
+            return None
+        await asyncio.sleep(0.02)
+        registry, operation = self._keys.registry(key.tenant), segment(key.operation)
+        captured = await self._store.capture(names, registry=registry, operation=operation, ttl_ms=self.ttl_ms)
+        found = [generations.seen(token, captured.epoch) for token in captured.tokens]
+        known = tuple(token for token in found if token is not None)
+        return known if len(known) == len(found) else None
+
+    patch.setattr(Generations, "extend", early)
+
+
+@mutant("what an answer names is captured when it is stored, without asking whether it changed meanwhile")
+def any_is_not_compared(patch: Patch) -> None:
+    def known(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
+        found = [generations.seen(token, captured.epoch) for token in captured.tokens]
+        return tuple(token for token in found if token is not None)[:-1] if None not in found else None
+
+    patch.setattr(generations, "_same", known)
+
+
+@mutant("who waits is answered with what an answer names, whatever that has become")
+def followers_are_given_what_is_not_captured(patch: Patch) -> None:
+    init = Fill.__init__
+
+    def anyhow(self: Fill, *args: Any, **options: Any) -> None:
+        shareable = options["shareable"]
+        init(self, *args, **{**options, "shareable": lambda response: shareable(response) or True})
+
+    patch.setattr(Fill, "__init__", anyhow)
 
 
 @mutant("an invalidation that the server did not carry out is acknowledged")

@@ -67,7 +67,7 @@ def run(
     faults: Faults = Faults(),
     seed: int = 0,
     strict: float = 0.2,
-    every: int = 300,
+    every: int = 500,
     mutant: str | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> Outcome:

@@ -32,6 +32,7 @@ RULES: Final[dict[str, Rule]] = {
     "ingest": Rule(3, 2),
     "change": Rule(3, 3),
     "race": Rule(4, 3),
+    "name": Rule(3, 2),
     "late_reply": Rule(4, 3),
     "late_warming": Rule(3, 1),
     "tick": Rule(1, 8),

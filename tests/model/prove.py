@@ -184,6 +184,7 @@ class Proof:
 def complete_corpus(console: Console) -> None:
     """Find a short program for each mutant that has none, and keep it."""
     kept = [each for each in corpus() if each.name in mutants.ALL] if CORPUS.exists() else []
+    kept = [each for each in kept if mutants.breaks(mutants.ALL[each.name], each.steps, nodes=each.nodes)]
     for name in mutants.ALL.keys() - {each.name for each in kept}:
         each = mutants.ALL[name]
         kill = mutants.hunt(each, 0)
@@ -216,7 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--requests", type=int, default=1_000_000, help="answers to check in all (default: %(default)s)"
     )
-    parser.add_argument("--model", type=float, default=0.3, help="the part of them on the model (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=float, default=0.05, help="the part of them on the model (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds per mutant (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="where the programs' seeds begin (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")

@@ -12,7 +12,7 @@ Value: TypeAlias = bytes | set[bytes] | dict[bytes, bytes]
 Reply: TypeAlias = Any
 
 _NEED_MEMORY: Final = frozenset(
-    (b"SET", b"SADD", b"HSET", b"HINCRBY", b"HSETNX", b"EVAL", b"EVALSHA", b"SETRANGE", b"INCR")
+    (b"SET", b"SADD", b"HSET", b"HINCRBY", b"HSETNX", b"EVAL", b"EVALSHA", b"SETRANGE", b"INCR", b"PFADD")
 )
 """Commands flagged `denyoom`; UNLINK, PUBLISH, PEXPIRE and reads are not."""
 _MOVED_COMPARE: Final = re.compile(rb"'(HGET|GET)', KEYS\[1\](?:, ARGV\[1\])?\) *== *ARGV\[(\d)\]")
@@ -258,6 +258,12 @@ class ModelServer:
     def do_smismember(self, key: bytes, *members: bytes) -> Reply:
         value = self._get(key)
         return [int(member in value) if isinstance(value, set) else 0 for member in members]
+
+    def do_pfadd(self, key: bytes, *members: bytes) -> Reply:
+        return int(self.do_sadd(key, *members) > 0)
+
+    def do_pfcount(self, key: bytes) -> Reply:
+        return self.do_scard(key)
 
     def do_hset(self, key: bytes, *pairs: bytes) -> Reply:
         self._hash(key).update(zip(pairs[::2], pairs[1::2], strict=True))

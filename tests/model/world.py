@@ -37,6 +37,7 @@ from tests.model.virtual import Chance, Clock, Loop, virtual_time
 TENANTS: Final = ("acme", "globex")
 OPERATIONS: Final = ("alpha", "alter")
 PAGES: Final = 2
+GROUPS: Final = 2
 GLOBS: Final = ("al*", "alp*", "?lter")
 FATES: Final[tuple[Fate, ...]] = ("arrive", "lost", "late", "twice")
 TICKS: Final = (0.001, 0.06, 0.13, 0.26, 0.45, 1.1, 2.6)
@@ -91,6 +92,11 @@ class Capture:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     ended_at: float | None = None
 
+    @property
+    def group(self) -> str | None:
+        """The tag that the answer names for itself, which nobody can know before."""
+        return f"group:{self.number % GROUPS}" if self.resource.page else None
+
 
 @dataclass(eq=False)
 class Act:
@@ -107,9 +113,12 @@ class Act:
     forgotten: bool = False
     """Its process ended before the server was told."""
 
-    def covers(self, resource: Resource) -> bool:
+    def covers(self, capture: Capture) -> bool:
+        """Whether what was captured before it must not be shown any more."""
+        resource = capture.resource
+        tags = (f"tag:page:{resource.page}", f"tag:{capture.group}")
         return resource.tenant == self.tenant and any(
-            target == f"tag:page:{resource.page}" or matches(target, resource.operation) for target in self.targets
+            target in tags or matches(target, resource.operation) for target in self.targets
         )
 
 
@@ -219,6 +228,8 @@ class Node:
         capture.ended_at = self.world.clock.now
         body = b"%d" % capture.number
         headers = [(b"content-type", b"text/plain")]
+        if capture.group is not None:
+            headers.append((b"cache-groups", b'"%b"' % capture.group.encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -399,7 +410,7 @@ class World:
         self.statuses[kind] = self.statuses.get(kind, 0) + 1
         if capture.resource != question.resource:
             self._violated(question, capture, told, "another's data")
-        in_scope = [act for act in self.acts[: question.before] if not act.forgotten and act.covers(question.resource)]
+        in_scope = [act for act in self.acts[: question.before] if not act.forgotten and act.covers(capture)]
         self.covered += bool(in_scope)
         for act in in_scope:
             if capture.version < act.version and not self._excused(question, capture, told, act):
@@ -521,7 +532,7 @@ class World:
         at, name = self.nodes[node % len(self.nodes)], TENANTS[tenant % len(TENANTS)]
         operation: str | None = None
         tags: tuple[str, ...] = ()
-        match kind % 5:
+        match kind % 6:
             case 0:
                 operation = OPERATIONS[target % len(OPERATIONS)]
             case 1:
@@ -530,6 +541,8 @@ class World:
                 tags = (f"page:{target % PAGES}",)
             case 3:
                 operation = "*"
+            case 4:
+                tags = (f"group:{target % GROUPS}",)
             case _:
                 operation, tags = OPERATIONS[target % len(OPERATIONS)], (f"page:{target % PAGES}",)
         self.version += 1
@@ -583,6 +596,28 @@ class World:
         self.settle()
         for number in range(len(self.nodes)):
             self.ask(number, resource)
+
+    def name(self, node: int, resource: int, strict: int) -> None:
+        """A handler has read its data when what its answer is going to name changes."""
+        asked = RESOURCES[resource % len(RESOURCES)]._replace(page=1)
+        number = RESOURCES.index(asked)
+        self.begin(node, number)
+        self.settle()
+        if self.waiting:
+            group = self.waiting[-1].number % GROUPS
+            if strict < _MIDDLE:
+                self.invalidate(node + 1, TENANTS.index(asked.tenant), 4, group, strict % 2)
+                self.settle()
+                last = len(self.waiting) - 1
+                self.ask(node, number)
+                self.settle()
+                self.end_fill(last)
+            else:  # what it names is looked at just then
+                self.end_fill(len(self.waiting) - 1)
+                self.settle()
+                self.invalidate(node + 1, TENANTS.index(asked.tenant), 4, group, strict % 2)
+            self.advance(TICKS[1])
+            self.ask(node, number)
 
     def late_reply(self, node: int, resource: int, tick: int, strict: int) -> None:
         """A lookup's reply stays away while what it says changes; others ask meanwhile, or not, and afterwards."""
