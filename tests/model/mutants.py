@@ -5,6 +5,7 @@ It is applied by patching, and must be noticed, by the judge of `tests.model.wor
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from nexcache.invalidation.coherence import Coherence
 from nexcache.invalidation.generations import Generations, Snapshot
 from nexcache.invalidation.view import Trusted, View
 from nexcache.key import CacheKey, segment
-from nexcache.message import Entry, StoredResponse
+from nexcache.message import Entry
 from nexcache.semantics import reuse
 from nexcache.stores import redis as redis_store
 from nexcache.stores.base import SENTINEL, Capture
@@ -70,9 +71,9 @@ def mutant(wrong: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], 
 def captured_after_the_computation(patch: Patch) -> None:
     keep = Entries.keep
 
-    async def late(self: Entries, key: CacheKey, snapshot: Snapshot, response: StoredResponse, counts: Any) -> Any:
+    async def late(self: Entries, key: CacheKey, snapshot: Snapshot, *args: Any) -> Any:
         again = await self.capture(key, Missing(snapshot.tier, None), deadline=None)
-        return await keep(self, key, again, response, counts)
+        return await keep(self, key, again, *args)
 
     patch.setattr(Entries, "keep", late)
 
@@ -81,12 +82,12 @@ def captured_after_the_computation(patch: Patch) -> None:
 def generations_not_compared(patch: Patch) -> None:
     lookup = Shared.lookup
 
-    async def trusting(self: Shared, key: CacheKey, **options: Any) -> Entry | Missing:
+    async def trusting(self: Shared, key: CacheKey, **options: Any) -> Any:
         looked = await lookup(self, key, **options)
-        if isinstance(looked, Entry):
+        if not isinstance(looked, Missing):
             return looked
         entry = await _stored(self, key)
-        return entry if entry is not None else looked
+        return looked if entry is None else (entry, None)
 
     patch.setattr(Shared, "lookup", trusting)
 
@@ -133,14 +134,14 @@ def wall_clocks_are_compared(patch: Patch) -> None:
         await self._call("invalidate", [("SET", key + b"!", stamp) for key in keys], deadline=None)
         return done
 
-    async def compare(self: Shared, key: CacheKey, **options: Any) -> Entry | Missing:
+    async def compare(self: Shared, key: CacheKey, *, stale_for: float = 0.0, **options: Any) -> Any:
         names = [name + b"!" for name in key.generations]
         reading = await self._store.read(names, **options)
         entry = await _stored(self, key)
         stamps = [float(stamp) for stamp in reading.values if stamp is not None]
         if entry is None or any(stamp > entry.response.stored_at for stamp in stamps):
             return Missing(self._store.tier, None)
-        return entry
+        return entry, None
 
     patch.setattr(RedisCommands, "unlink", note)
     patch.setattr(Shared, "lookup", compare)
@@ -267,6 +268,31 @@ def the_own_queue_is_not_waited_for(patch: Patch) -> None:
     patch.setattr(Entries, "lookup", at_once)
 
 
+@mutant("a soft invalidation has no bound")
+def soft_invalidations_have_no_bound(patch: Patch) -> None:
+    stale = Shared._stale
+
+    async def just_now(self: Shared, *args: Any) -> float | None:
+        seconds = await stale(self, *args)
+        return seconds if seconds is None or math.isinf(seconds) else 0.0
+
+    patch.setattr(Shared, "_stale", just_now)
+
+
+@mutant("what was invalidated for good is served while it is computed anew")
+def stale_is_served_after_a_hard_invalidation(patch: Patch) -> None:
+    lookup = Shared.lookup
+
+    async def anyhow(self: Shared, key: CacheKey, *, stale_for: float = 0.0, **options: Any) -> Any:
+        looked = await lookup(self, key, stale_for=stale_for, **options)
+        if isinstance(looked, Missing) and stale_for > 0:
+            entry = await _stored(self, key)
+            return looked if entry is None else (entry, 0.0)
+        return looked
+
+    patch.setattr(Shared, "lookup", anyhow)
+
+
 # --- computations ------------------------------------------------------------------------------------------------
 
 
@@ -282,8 +308,8 @@ def joined_across_an_invalidation(patch: Patch) -> None:
 def lookups_are_shared_after_they_have_left(patch: Patch) -> None:
     lookup = Entries.lookup
 
-    async def held_open(self: Entries, key: CacheKey, counts: Any, *, deadline: float | None, on_sent: Any) -> Any:
-        return await lookup(self, key, counts, deadline=deadline, on_sent=None)
+    async def held_open(self: Entries, *args: Any, **options: Any) -> Any:
+        return await lookup(self, *args, **{**options, "on_sent": None})
 
     patch.setattr(Entries, "lookup", held_open)
 
@@ -308,10 +334,10 @@ def warming_stores_what_was_read_before(patch: Patch) -> None:
         refreshing.set(True)
         return await again(self, *args)
 
-    async def late(self: Entries, key: CacheKey, snapshot: Snapshot, response: StoredResponse, counts: Any) -> Any:
+    async def late(self: Entries, key: CacheKey, snapshot: Snapshot, *args: Any) -> Any:
         if refreshing.get():
             snapshot = await self.capture(key, Missing(snapshot.tier, None), deadline=None)
-        return await keep(self, key, snapshot, response, counts)
+        return await keep(self, key, snapshot, *args)
 
     patch.setattr(CacheMiddleware, "_again", marked)
     patch.setattr(Entries, "keep", late)

@@ -29,6 +29,8 @@ RULES: Final[dict[str, Rule]] = {
     "warm": Rule(3, 1),
     "get_ready": Rule(2, 3),
     "invalidate": Rule(5, 6),
+    "soften": Rule(5, 3),
+    "decay": Rule(3, 2),
     "ingest": Rule(3, 2),
     "change": Rule(3, 3),
     "race": Rule(4, 3),

@@ -20,7 +20,8 @@ from tests.servers import Valkey
 class RealServer:
     """A primary and its replica; the replica has what the primary had at the last `replicate`."""
 
-    def __init__(self, primary: Valkey, other: Valkey) -> None:
+    def __init__(self, clock: Callable[[], float], primary: Valkey, other: Valkey) -> None:
+        self._clock = clock
         self._primary, self._other = primary, other
         self._clients: dict[int, redis.Redis] = {}
         self._passed = 0.0
@@ -43,6 +44,11 @@ class RealServer:
         if command[0] == "PUBLISH":
             self.on_message(command[1], command[2])
             return 1
+        if command[0] == "TIME":
+            return [b"%d" % self._clock(), b"%d" % (self._clock() % 1 * 1_000_000)]
+        if command[0] == "EVAL":
+            time = b"{%d, %d}" % (self._clock(), self._clock() % 1 * 1_000_000)
+            command = (command[0], command[1].replace(b"redis.call('TIME')", time), *command[2:])
         return self._ask(self._primary, command)
 
     def replica(self, command: Sequence[Any]) -> Reply:

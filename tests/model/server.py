@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from nexcache.stores.tokens import softened
+
 Value: TypeAlias = bytes | set[bytes] | dict[bytes, bytes]
 Reply: TypeAlias = Any
 
@@ -172,6 +174,10 @@ class ModelServer:
             return b"# Server\r\nrun_id:" + self._run_id + b"\r\n"
         return b"# Replication\r\nrole:master\r\nmaster_replid:" + self._replid + b"\r\n"
 
+    def do_time(self) -> Reply:
+        seconds = self._clock()
+        return [b"%d" % seconds, b"%d" % (seconds % 1 * 1_000_000)]
+
     def do_get(self, key: bytes) -> Reply:
         return self._text(key)
 
@@ -305,8 +311,14 @@ class ModelServer:
         return 1
 
     def do_eval(self, script: bytes, count: bytes, *words: bytes) -> Reply:
-        """Compare a value, then do one thing with the same key: the only kind of script that there is."""
+        """Compare a value, then do one thing with the same key; or invalidate softly: there are no other scripts."""
         keys, arguments = words[: int(count)], words[int(count) :]
+        if b"'SETRANGE', key, 16" in script:
+            for key in keys:
+                token = self._text(key)
+                if token is not None:
+                    self._data.values[key] = softened(token, int(self._clock() * 1000))
+            return None
         found = _MOVED_COMPARE.search(script)
         if found is None or len(keys) != 1:
             return ResponseError("the model of the server does not know this script")

@@ -38,7 +38,7 @@ def test_a_missing_safeguard_is_noticed_by_its_program_and_by_nothing_else(kept:
 def test_the_guarantee_holds_on_a_real_server(pair: tuple[Valkey, Valkey], kept: Kept) -> None:
     """The same program, judged in the same way; only the server is no model."""
     with stage() as clock:
-        world = replay(clock, kept.steps, nodes=kept.nodes, server=lambda: RealServer(*pair))
+        world = replay(clock, kept.steps, nodes=kept.nodes, server=lambda: RealServer(clock, *pair))
 
     model = run(kept.steps, nodes=kept.nodes)
     assert (world.checked, world.covered) == (model.checked, model.covered)
@@ -48,7 +48,7 @@ def test_the_guarantee_holds_on_a_real_server(pair: tuple[Valkey, Valkey], kept:
 def test_drawn_programs_break_nothing_on_a_real_server(pair: tuple[Valkey, Valkey], seed: int) -> None:
     program, nodes = program_of(seed)
     with stage() as clock:
-        world = replay(clock, program, nodes=nodes, server=lambda: RealServer(*pair))
+        world = replay(clock, program, nodes=nodes, server=lambda: RealServer(clock, *pair))
 
     assert world.checked == run(program, nodes=nodes).checked
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from unittest.mock import patch
 
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants, wiring
@@ -45,6 +45,8 @@ LEASE: Final = 0.25
 FALLBACK: Final = 1.0
 TIMEOUT: Final = 0.4
 INTERVAL: Final = 0.5
+STALE: Final = 0.7
+"""Seconds for which the second operation's answers may be shown after a soft invalidation."""
 _MIDDLE: Final = 32
 _PATIENCE: Final = 12.0
 _RECOVERY: Final = 1.0
@@ -110,6 +112,8 @@ class Act:
     acknowledged_at: float | None = None
     held: bool = False
     """It was returned from: in its own process it holds."""
+    soft: bool = False
+    """Who opted in may be shown what is stale, for a while."""
     forgotten: bool = False
     """Its process ended before the server was told."""
 
@@ -206,7 +210,7 @@ class Node:
             tenant=tenants.header("x-tenant", trusted=True),
             policies=[
                 Policy("/alpha/{page}", op="alpha", ttl="1h", tags=["page:{page}"]),
-                Policy("/alter/{page}", op="alter", ttl="2s", tags=["page:{page}"]),
+                Policy("/alter/{page}", op="alter", ttl="2s", tags=["page:{page}"], stale_while_revalidate=STALE),
             ],
         )
 
@@ -420,6 +424,12 @@ class World:
         """Whether the guarantee makes an exception: a lease for other nodes' memories (G1), the fallback (G2)."""
         if act.acknowledged_at is None:
             return question.node != act.node  # queued: it holds in its own process
+        if (
+            act.soft
+            and question.resource.operation == OPERATIONS[1]
+            and question.started_at < act.acknowledged_at + STALE
+        ):
+            return True
         if question.node == act.node:
             return False
         if (
@@ -527,7 +537,23 @@ class World:
         self.advance(LEASE / 2)
         self.ask(node, resource)
 
-    def invalidate(self, node: int, tenant: int, kind: int, target: int, strict: int) -> None:
+    def soften(self, node: int, tenant: int, kind: int, target: int, strict: int) -> None:
+        """The source changes, and somebody says so, softly."""
+        self.invalidate(node, tenant, kind, target, strict, soft=True)
+
+    def decay(self, node: int, resource: int, tick: int) -> None:
+        """Something is invalidated softly, once or again, and asked for before and after its bound."""
+        asked = RESOURCES[resource % len(RESOURCES)]
+        self.get_ready(node, resource)
+        for _ in range(1 + tick % 2):
+            self.soften(node + tick, TENANTS.index(asked.tenant), 0, OPERATIONS.index(asked.operation), 0)
+            self.advance(TICKS[tick % len(TICKS)])
+            self.begin(node, resource)
+            self.settle()
+        self.advance(STALE)
+        self.ask(node, resource)
+
+    def invalidate(self, node: int, tenant: int, kind: int, target: int, strict: int, *, soft: bool = False) -> None:
         """The source changes, and somebody says so."""
         at, name = self.nodes[node % len(self.nodes)], TENANTS[tenant % len(TENANTS)]
         operation: str | None = None
@@ -547,10 +573,11 @@ class World:
                 operation, tags = OPERATIONS[target % len(OPERATIONS)], (f"page:{target % PAGES}",)
         self.version += 1
         targets = (*(() if operation is None else (operation,)), *(f"tag:{tag}" for tag in tags))
-        act = Act(self.version, at.number, name, targets, strict=bool(strict))
+        act = Act(self.version, at.number, name, targets, strict=bool(strict), soft=soft)
 
         async def invalidate() -> Invalidation:
-            return await at.cache.invalidate(name, operation, tags=tags, wait="strict" if strict else "fast")
+            wait: Literal["strict", "fast"] = "strict" if strict else "fast"
+            return await at.cache.invalidate(name, operation, tags=tags, wait=wait, soft=soft)
 
         task = at.loop.create_task(invalidate())
         self._watch(task)
