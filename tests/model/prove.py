@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.servers import NoServer, Valkey
 SEEDS: Final = 5
 _SHARE: Final = 25
 """Programs that are handed to a process at once."""
+_SAID_EVERY: Final = 30.0
 _IN_PROCESSES: Final = {
     "undisturbed": Faults(),
     "backplane cut every 300 ms": Faults(cut=True),
@@ -86,26 +88,32 @@ class Proof:
         self.checked = self.covered = 0
         self.violations: list[str] = []
 
-    def progress(self) -> Progress:
-        """Make a progress line."""
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-        )
+    @contextmanager
+    def line(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Give a progress line; where the output is no terminal, one is written every 30 seconds."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        terminal, said = self.console.is_terminal, time.monotonic()
+        with Progress(*columns, console=self.console, disable=not terminal) as progress:
+            task = progress.add_task(name, total=total)
+
+            def come_to(done: int) -> None:
+                nonlocal said
+                progress.update(task, completed=min(done, total))
+                if not terminal and time.monotonic() - said > _SAID_EVERY:
+                    said = time.monotonic()
+                    self.console.print(f"{name}: {done:,} of {total:,}")
+
+            yield come_to
 
     def kill_mutants(self, pool: ProcessPoolExecutor, *, seeds: int) -> None:
         """Hunt every mutant from every seed."""
         kills: dict[str, list[int | None]] = {name: [None] * seeds for name in mutants.ALL}
-        with self.progress() as progress:
-            line = progress.add_task("mutants", total=len(mutants.ALL) * seeds)
+        with self.line("mutants", len(mutants.ALL) * seeds) as come_to:
             futures = {pool.submit(hunt, name, seed): (name, seed) for name in mutants.ALL for seed in range(seeds)}
-            for future in as_completed(futures):
+            for done, future in enumerate(as_completed(futures), 1):
                 name, seed = futures[future]
                 kills[name][seed] = future.result()
-                progress.advance(line)
+                come_to(done)
         table = Table("mutant", "what it does wrong", "programs until noticed, by seed")
         for name, numbers in kills.items():
             told = " ".join("lived" if number is None else str(number) for number in numbers)
@@ -118,8 +126,7 @@ class Proof:
     def search(self, pool: ProcessPoolExecutor, *, requests: int, first: int) -> None:
         """Draw programs until so many answers have been checked."""
         started, hits, checked, programs = time.monotonic(), 0, 0, 0
-        with self.progress() as progress:
-            line = progress.add_task("model", total=requests)
+        with self.line("model", requests) as come_to:
             waiting: set[Future[Share]] = set()
             while checked < requests or waiting:
                 while checked < requests and len(waiting) < 2 * self.workers:
@@ -131,7 +138,7 @@ class Proof:
                 checked, hits = checked + share.checked, hits + share.hits
                 self.covered += share.covered
                 self.violations += share.violations
-                progress.update(line, completed=min(requests, checked))
+                come_to(checked)
         self.checked += checked
         self.console.print(
             f"model: {checked:,} answers checked in {programs:,} programs, {hits / max(1, checked):.0%} of them hits, "
@@ -141,9 +148,8 @@ class Proof:
     def run_processes(self, server: Valkey, *, requests: int, seed: int) -> None:
         """Let processes work, disturbed in every way."""
         table = Table("processes", "checked", "from memory", "shared", "keys invalidated", "faults seen", "violations")
-        with self.progress() as progress:
-            for name, faults in _IN_PROCESSES.items():
-                line = progress.add_task(name, total=requests)
+        for name, faults in _IN_PROCESSES.items():
+            with self.line(name, requests) as come_to:
                 outcome = processes.run(
                     server,
                     workers=self.workers,
@@ -151,9 +157,9 @@ class Proof:
                     seconds=36_000.0,
                     faults=faults,
                     seed=seed,
-                    report=lambda done, line=line: progress.update(line, completed=done),  # type: ignore[misc]
+                    report=come_to,
                 )
-                self._judge(name, faults, outcome, table)
+            self._judge(name, faults, outcome, table)
         self.console.print(table)
 
     def _judge(self, name: str, faults: Faults, outcome: Outcome, table: Table) -> None:
