@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO_ARGS ?=
+PROVE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dist dist-test docs demo test lint types unit bench clean
+.PHONY: help dist dist-test docs demo test lint types unit bench prove clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +44,9 @@ unit: $(VENV)/.dev ## the test suite
 bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, and a stampede
 	$(BIN)/python benchmarks/hit.py
 	$(BIN)/python benchmarks/stampede.py
+
+prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
+	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)
 
 dist: ## build wheel and sdist into dist/
 	rm -rf dist

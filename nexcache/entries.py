@@ -23,7 +23,7 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
-from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up
+from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.stores.tokens import CLOCK, stale_since
@@ -627,17 +627,21 @@ class Entries:
         on_sent: Callable[[], None] | None = None,
         lease: LeaseOffer | None = None,
     ) -> Snapshot:
-        """Capture generations where the entry was looked for, and a lease if free; never raises for the store."""
+        """Capture generations where the entry was looked for, and a lease if free; never raises for the store.
+
+        A store that answered the lookup may go on to answer others, who then know of invalidations that this process
+        does not. Where it takes no capture, being full for instance, the answer is for those who asked for it together.
+        """
         if self._shared is not None and missing.tier is Tier.REDIS:
             failures = self._invalidations.failures
             try:
                 snapshot = await self._shared.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
             except StoreError:
-                pass
-            else:
-                if self._invalidations.failures == failures:
-                    self._tags.used(key.tenant, key.generations, lifetime=self._shared.lifetime)
-                    return snapshot
+                tokens = tuple(new_token() for _ in key.generations)
+                return Snapshot(Tier.FALLBACK, tokens, new_token(), lost=True)
+            if self._invalidations.failures == failures:
+                self._tags.used(key.tenant, key.generations, lifetime=self._shared.lifetime)
+                return snapshot
         self._tags.used(key.tenant, key.generations, lifetime=self._local.lifetime)
         return self._local.capture(key)
 
@@ -654,6 +658,8 @@ class Entries:
         `named` are the generations of the tags that the response itself names. Returns False if one of them may have
         changed since the capture, and None if the store did not take it.
         """
+        if snapshot.lost:
+            return None
         try:
             pairs = await self._pairs(key, snapshot, named)
         except StoreError:

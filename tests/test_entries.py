@@ -207,7 +207,7 @@ async def test_the_fallback_is_not_longer_than_the_responses_own_lifetime(
 ) -> None:
     monkeypatch.setattr(shared.store, "_call", _away)
     key = shared.key()
-    snapshot = await shared.capture(key, Missing(Tier.REDIS, None))
+    snapshot = await shared.capture(key, Missing(Tier.FALLBACK, None))
     await shared.keep(key, snapshot, b"1", ttl=2.0)
     found = await shared.look(key)
 

@@ -218,17 +218,32 @@ class Invalidations:
     async def _unlink(
         self, store: Store, tenant: str, targets: Targets, *, soft: bool
     ) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
-        """Resolve globs in this store's registry, and remove the tokens; returns what was invalidated, and these."""
+        """Resolve globs in this store's registry, and remove the tokens.
+
+        Returns what was invalidated, and the tokens that memories must not trust any longer.
+        """
         words, tokens = await self._resolve(store, tenant, targets)
+        doubtful = self._doubtful(tenant, targets, tokens)
+        message = self._message(doubtful)
         if soft:
             try:
-                await store.soften(tokens, message=self._message(tokens))
+                await store.soften(tokens, message=message)
             except StoreRefused:
                 pass  # it has no memory left, or permits no scripts: it can still remove
             else:
-                return words, tokens
-        await store.unlink(tokens, message=self._message(tokens))
-        return words, tokens
+                return words, doubtful
+        await store.unlink(tokens, message=message)
+        return words, doubtful
+
+    def _doubtful(self, tenant: str, targets: Targets, tokens: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Add the tenant's token to those that were removed where a glob was resolved.
+
+        What a registry lost is not found in it again, and is dead because whoever restored it removed that token;
+        but of this nobody was told, and it may still be trusted.
+        """
+        whole = self._keys.of_tenant(tenant)
+        globs = any(is_glob(name) for name in targets.operations)
+        return (*tokens, whole) if globs and whole not in tokens else tokens
 
     async def preview(self, tenant: str, targets: Targets) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
         """Say what `apply` would invalidate now, in words and as generations, and change nothing.

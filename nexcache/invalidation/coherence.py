@@ -7,18 +7,20 @@ whoever invalidates strictly knows whom to wait for.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from nexcache.errors import StoreError
 from nexcache.invalidation.backplane import Backplane
 from nexcache.invalidation.generations import seen
-from nexcache.invalidation.view import View
-from nexcache.stores.base import Reading
+from nexcache.invalidation.view import REGISTERED_FOR, View
+from nexcache.stores.base import Reading, Register
 from nexcache.stores.redis import EVENTS
 
 LONGEST_LEASE: Final = 1.0
 """Seconds; no node may trust a read for longer, so after this time nobody trusts what was read before."""
+_FORGOTTEN: Final = REGISTERED_FOR + LONGEST_LEASE
+"""Seconds; who stood only in a register that was lost before that trusts nothing any more."""
 _IDLE: Final = 10.0
 """Seconds without a read after which a node leaves off renewing."""
 
@@ -26,11 +28,14 @@ _IDLE: Final = 10.0
 class Registers(Protocol):
     """A store that keeps the register of nodes."""
 
-    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
-        """Register a node, then read generations; raises StoreError."""
+    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> tuple[Reading, bytes | None]:
+        """Register a node, then read generations; returns also the register's name. Raises StoreError."""
 
-    async def nodes(self) -> Mapping[bytes, bytes]:
-        """Return the registered nodes and their registrations; raises StoreError."""
+    async def nodes(self) -> Register:
+        """Return the register as it is; raises StoreError."""
+
+    async def vouch(self, register: bytes) -> None:
+        """Tell all that may ask that a register is whole; raises StoreError."""
 
     async def remove_node(self, node: bytes, registration: bytes) -> None:
         """Remove a node that has not registered itself again since; raises StoreError."""
@@ -50,6 +55,9 @@ class Coherence:
         self._asked_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
         self._removals: set[asyncio.Task[None]] = set()
+        self._register: tuple[bytes, float] | None = None
+        """The register's name, and when it was first read under this one."""
+        self._vouched_for: bytes | None = None
         self.blocked = False
         """The store has not been told of invalidations yet: nothing that is read from it may be trusted."""
 
@@ -104,10 +112,14 @@ class Coherence:
         identity = secrets.token_bytes(12)
         confirmations = self._backplane.expect(identity)
         try:
-            nodes = dict(await self._store.nodes())
+            register = await self._store.nodes()
+            whole = self._is_whole(register.name) or register.vouched
+            nodes = dict(register.nodes)
             nodes.pop(self._backplane.node, None)
             await self._store.publish(EVENTS, self._backplane.message(keys, identity))
-            missing = await confirmations.all_of(nodes, timeout=LONGEST_LEASE)
+            if not whole:
+                await asyncio.sleep(LONGEST_LEASE)  # for nodes that stand in no register that could be read
+            missing = await confirmations.all_of(nodes, timeout=LONGEST_LEASE if whole else 0)
         except StoreError:
             await asyncio.sleep(LONGEST_LEASE)
             return
@@ -117,6 +129,29 @@ class Coherence:
             removal = asyncio.create_task(self._remove(node, nodes[node]), name="nexcache-removal")
             self._removals.add(removal)
             removal.add_done_callback(self._removals.discard)
+
+    def _is_whole(self, register: bytes | None) -> bool:
+        """Whether every node that may trust what it has read stands in this register.
+
+        One that began lately, by eviction, restart or failover of the server, may have been preceded by one in which
+        others stand that still think that they are registered. It has a name of its own, and is relied on only when
+        that has been known for as long as anything of before can be trusted.
+        """
+        now = self.view.clock()
+        if register is None:
+            self._register = None
+        elif self._register is None or self._register[0] != register:
+            self._register = register, now
+        return self._register is not None and now - self._register[1] >= _FORGOTTEN
+
+    async def _vouch(self, register: bytes | None) -> None:
+        """Spare others the wait for a register that this node has known for long enough."""
+        if self._is_whole(register) and register is not None and register != self._vouched_for:
+            try:
+                await self._store.vouch(register)
+            except StoreError:
+                return
+            self._vouched_for = register
 
     async def _remove(self, node: bytes, registration: bytes) -> None:
         """Take a node out that is gone: one that has not renewed its registration until nothing can be trusted."""
@@ -132,7 +167,7 @@ class Coherence:
                 keys = self.view.used()
                 self._count += 1
                 try:
-                    reading = await self._store.renew(self._backplane.node, self._registration(), keys)
+                    reading, register = await self._store.renew(self._backplane.node, self._registration(), keys)
                 except StoreError:
                     pass  # trust runs out by itself
                 else:
@@ -140,6 +175,7 @@ class Coherence:
                     if keys and not self.blocked:
                         tokens = [seen(token, reading.epoch) for token in reading.values]
                         self.view.observe(keys, tokens, sent_at=reading.sent_at)
+                    await self._vouch(register)
             await asyncio.sleep(self.view.lease / 2)
 
     def _registration(self) -> bytes:

@@ -39,6 +39,8 @@ class Snapshot:
     """The lease that was asked for beside it is this node's."""
     captured: int = field(default=0, compare=False)
     """When, by the store's clock."""
+    lost: bool = False
+    """They are not the store's, which answered but took no capture: nothing is kept under them."""
 
 
 class Generations:

@@ -34,6 +34,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Register:
+    """The register of the nodes that trust what they have read, as it is now."""
+
+    nodes: Mapping[bytes, bytes]
+    """Nodes and their registrations."""
+    name: bytes | None
+    """Names this register in this history of the server: one that was lost and begun anew has another name."""
+    vouched: bool = False
+    """A node has known this register for so long that whoever trusts anything stands in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capture:
     """The generations of some tags, read at one moment and created where they were missing."""
 

@@ -22,7 +22,7 @@ from nexcache.stores.base import Names, Reading, StoreHealth
 from nexcache.stores.door import Door
 from nexcache.stores.faults import Redirected, classify
 from nexcache.stores.lane import Command, Epoch
-from nexcache.stores.redis import NODES, InfoEpoch, RedisCommands, RedisStore
+from nexcache.stores.redis import InfoEpoch, RedisCommands, RedisStore, named_in
 from nexcache.stores.target import Address, ClusterTarget, named
 from nexcache.telemetry.events import BackendChanged, Emitter
 
@@ -92,13 +92,13 @@ class ClusterStore(RedisCommands):
         """Return the store of the primary that has a key, as far as it is known."""
         return self._shard(self._slots[key_slot(key)]) if self._slots else None
 
-    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
+    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> tuple[Reading, bytes | None]:
         """Register a node, and only when that is known to be done read generations again, on all nodes at once.
 
         The values are generations as a reader sees them, with the epoch of the node that each was read from.
         """
         started = self._clock()
-        await self._call("renew", (("HSET", NODES, node, registration),), deadline=None)
+        replies, history = await self._call("renew", self._registering(node, registration), deadline=None)
         sent_at = self._clock()
         if sent_at - started > _NOT_LATER:
             raise StoreUnavailable("timeout", "the registration took so long that it may have been removed again")
@@ -117,7 +117,7 @@ class ClusterStore(RedisCommands):
                 values[index] = None if value is None else value + epoch
 
         await asyncio.gather(*(read(group) for group in groups))
-        return Reading(values, b"", sent_at)
+        return Reading(values, b"", sent_at), named_in(replies[2], history)
 
     async def names(self, prefix: bytes, *, most: int) -> Names:
         """List keys where they are: on a tenant's node, or on all if the prefix names no tenant."""

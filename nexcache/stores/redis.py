@@ -17,7 +17,18 @@ from redis.exceptions import AskError
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
-from nexcache.stores.base import SENTINEL, Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, add_up, new_token
+from nexcache.stores.base import (
+    SENTINEL,
+    Capture,
+    LeaseOffer,
+    Names,
+    Reading,
+    Register,
+    StoreHealth,
+    Usage,
+    add_up,
+    new_token,
+)
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.door import Door
 from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
@@ -34,6 +45,8 @@ EVENTS: Final = b"nexarch:@events"
 """The channel on which nodes tell each other of invalidations."""
 NODES: Final = b"nexarch:@nodes"
 """The hash of the nodes that trust what they have read for a lease."""
+_VOUCHED: Final = b"@vouched"
+"""The field of that hash which names the register that somebody vouches for; no node has such a name."""
 _REMOVE_NODE: Final = (
     b"if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0"
 )
@@ -93,6 +106,11 @@ class _Sent:
         self.at = self._clock()
         if self._then is not None:
             self._then()
+
+
+def named_in(name: bytes | None, epoch: bytes) -> bytes | None:
+    """Name a register as a reader sees it: one that a restart or a failover brought back is another one."""
+    return None if name is None else name + epoch
 
 
 class RedisCommands(ABC):
@@ -273,19 +291,34 @@ class RedisCommands(ABC):
         if message is not None and isinstance(replies[1], Exception):
             self._emitter.emit(BackendFailed("publish", classify(replies[1]).kind))
 
-    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> Reading:
-        """Register a node that trusts what it has read, then read generations again, in this order."""
-        commands: list[Command] = [("HSET", NODES, node, registration)]
+    async def renew(self, node: bytes, registration: bytes, keys: Sequence[bytes]) -> tuple[Reading, bytes | None]:
+        """Register a node that trusts what it has read, then read generations again, in this order.
+
+        Returns also which register that was; None where it was lost at that moment.
+        """
+        commands = self._registering(node, registration)
         if keys:
             commands.append(("MGET", *keys))
         sent = _Sent(self._clock, None)
         replies, epoch = await self._call("renew", commands, deadline=None, on_sent=sent)
-        return Reading(replies[1] if keys else (), epoch, sent.at)
+        return Reading(replies[3] if keys else (), epoch, sent.at), named_in(replies[2], epoch)
 
-    async def nodes(self) -> Mapping[bytes, bytes]:
-        """Return the registered nodes and their registrations."""
-        (flat,), _ = await self._call("invalidate", (("HGETALL", NODES),), deadline=None)
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+    @staticmethod
+    def _registering(node: bytes, registration: bytes) -> list[Command]:
+        """Name the register if it has no name, register a node, and read the register's name."""
+        name = ("HSETNX", NODES, SENTINEL, new_token())
+        return [name, ("HSET", NODES, node, registration), ("HGET", NODES, SENTINEL)]
+
+    async def nodes(self) -> Register:
+        """Read the register with HGETALL."""
+        (flat,), epoch = await self._call("invalidate", (("HGETALL", NODES),), deadline=None)
+        found = dict(zip(flat[::2], flat[1::2], strict=True))
+        name, vouched = named_in(found.pop(SENTINEL, None), epoch), found.pop(_VOUCHED, None)
+        return Register(found, name, vouched=name is not None and vouched == name)
+
+    async def vouch(self, register: bytes) -> None:
+        """Say that a register is known for so long that whoever trusts anything stands in it."""
+        await self._call("renew", (("HSET", NODES, _VOUCHED, register),), deadline=None, waited_for=False)
 
     async def remove_node(self, node: bytes, registration: bytes) -> None:
         """Remove a node from the register, unless it has registered itself again since."""

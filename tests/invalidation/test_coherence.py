@@ -20,7 +20,7 @@ from nexcache.demo.valkey import EmbeddedValkey
 from nexcache.invalidation import coherence as coherence_module
 from nexcache.invalidation.coherence import Coherence
 from nexcache.invalidation.view import View
-from nexcache.stores.base import Reading
+from nexcache.stores.base import SENTINEL, Reading, Register
 from nexcache.stores.redis import NODES, RedisStore
 
 
@@ -101,7 +101,8 @@ class Node:
 
 
 @pytest.fixture
-async def node(server: str) -> AsyncIterator[Callable[..., Node]]:
+async def node(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Node]]:
+    monkeypatch.setattr(coherence_module, "_FORGOTTEN", 0.0)  # nobody stood in a register before a test's own
     async with AsyncExitStack() as stack:
         first: list[Node] = []
 
@@ -222,31 +223,31 @@ async def test_a_node_that_does_not_confirm_is_waited_for_and_then_forgotten(
     assert done.waited >= 0.3
     assert (await b.get())[0] == source.version
     for _ in range(100):
-        if gone not in await a.store.nodes():
+        if gone not in (await a.store.nodes()).nodes:
             break
         await asyncio.sleep(0.02)
-    assert gone not in await a.store.nodes()
+    assert gone not in (await a.store.nodes()).nodes
 
 
 async def test_a_node_that_ends_leaves_the_register(node: Callable[..., Node]) -> None:
     a, b = node(Source()), node(Source())
     await asyncio.gather(a.until_in_memory(), b.until_in_memory())
-    assert b.coherence._backplane.node in await a.store.nodes()
+    assert b.coherence._backplane.node in (await a.store.nodes()).nodes
 
     await b.cache.aclose()
 
-    assert b.coherence._backplane.node not in await a.store.nodes()
+    assert b.coherence._backplane.node not in (await a.store.nodes()).nodes
 
 
 async def test_a_node_that_registered_itself_again_is_not_removed(node: Callable[..., Node]) -> None:
     a = node(Source())
     await a.until_in_memory()
-    nodes = await a.store.nodes()
+    nodes = (await a.store.nodes()).nodes
     name = a.coherence._backplane.node
 
     await a.store.remove_node(name, b"an older registration")
 
-    assert name in await a.store.nodes()
+    assert name in (await a.store.nodes()).nodes
     assert nodes[name]
     await a.store._lanes[0].execute((("DEL", NODES),))
 
@@ -297,6 +298,53 @@ def _ignore_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
             self._trusted.pop(key, None)
 
     monkeypatch.setattr(View, "invalidated", invalidated)
+
+
+async def test_a_lost_register_is_not_relied_on_until_nobody_can_trust_what_it_stood_for(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server evicts the register; until the other node has renewed its place, it stands nowhere and trusts."""
+    source = Source()
+    a, b = node(source), node(source)
+    await asyncio.gather(a.until_in_memory(), b.until_in_memory())
+    monkeypatch.setattr(coherence_module, "_FORGOTTEN", 1.5)
+    monkeypatch.setattr(b.store, "renew", _away)
+    monkeypatch.setattr(View, "invalidated", lambda *_: None)  # and no message comes
+    await a.store._lanes[0].execute((("DEL", NODES),))
+    assert await a.store.nodes() == Register({}, None)
+    await b.get()
+    assert "detail=memory" in (await b.get())[1]
+    source.version += 1
+
+    done = await a.cache.invalidate("acme", "page", wait="strict")
+
+    assert done.waited >= coherence_module.LONGEST_LEASE
+    assert (await b.get())[0] == source.version
+
+
+async def test_who_comes_new_relies_on_a_register_that_another_node_vouches_for(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = node(Source())
+    await a.until_in_memory()
+    for _ in range(200):
+        if (await a.store.nodes()).vouched:
+            break
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(coherence_module, "_FORGOTTEN", 1.5)
+
+    new = node(Source())
+    await new.cache.start()
+    for _ in range(200):
+        if new.coherence.connected and a.coherence.connected:
+            break
+        await asyncio.sleep(0.01)
+
+    assert (await new.cache.invalidate("acme", "page", wait="strict")).waited < coherence_module.LONGEST_LEASE
+
+    await a.store._lanes[0].execute((("HSET", NODES, SENTINEL, b"begun anew by somebody else"),))
+    register = await a.store.nodes()
+    assert (register.name, register.vouched) == (b"begun anew by somebody else" + a.store._lanes[0]._epoch, False)
 
 
 @pytest.mark.parametrize("barriers", [True, False], ids=["with barriers", "without: the check can fail"])
