@@ -81,13 +81,16 @@ def run(
             for node in range(workers)
         ]
         started = time.monotonic()
+        begun: float | None = None  # importing takes long on a busy machine
         cuts = suspensions = 0
         with _processes(tasks) as processes:
             next_cut = next_stop = started + CUT_EVERY
             stopped: tuple[subprocess.Popen[bytes], float] | None = None
             while any(process.poll() is None for process in processes):
                 now = time.monotonic()
-                if now - started > seconds and not board.stopped:
+                if begun is None and all(board[board.progress(node)] > 0 for node in range(workers)):
+                    begun = now
+                if begun is not None and now - begun > seconds and not board.stopped:
                     board.stop()
                 if now - started > seconds + _PATIENCE:
                     raise TimeoutError("the processes do not end")
