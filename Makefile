@@ -41,9 +41,10 @@ types: $(VENV)/.dev ## mypy --strict on source and tests
 unit: $(VENV)/.dev ## the test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, and a stampede
+bench: $(VENV)/.dev ## what a hit, a stampede and an invalidation cost, beside what one would do without (minutes)
 	$(BIN)/python benchmarks/hit.py
 	$(BIN)/python benchmarks/stampede.py
+	$(BIN)/python benchmarks/invalidate.py
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)

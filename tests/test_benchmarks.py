@@ -71,3 +71,17 @@ def test_the_hit_ratios_under_a_stream_of_spans_are_printed_and_no_answer_is_old
     assert [row["too old"] for row in ratios.values()] == [0, 0, 0]
     assert printed.returncode == 0
     assert document["speed"]["writes per second and target, at most"] <= 10
+
+
+def test_the_cost_of_an_invalidation_is_printed_beside_the_ways_without_generations() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "invalidate.py"), "--entries", "100", "500", "--rounds", "3", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    rows = json.loads(printed.stdout)
+    assert [row["entries"] for row in rows] == [100, 500]
+    assert all(row[f"{way} ms"] > 0 for row in rows for way in ("NexCache", "SCAN+UNLINK", "KEYS+DEL"))
