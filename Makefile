@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dist dist-test docs demo test lint types unit bench clean
+.PHONY: help dist dist-test docs demo test lint types unit bench hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,9 +40,13 @@ types: $(VENV)/.dev ## mypy --strict on source and tests
 unit: $(VENV)/.dev ## the test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, and a stampede
+bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, a stampede, and a noisy neighbour
 	$(BIN)/python benchmarks/hit.py
 	$(BIN)/python benchmarks/stampede.py
+	$(BIN)/python benchmarks/fairness.py
+
+hostile: $(VENV)/.dev ## every hostile input against every server, by class
+	$(BIN)/python -m tests.hostile
 
 dist: ## build wheel and sdist into dist/
 	rm -rf dist
