@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 PROVE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dist dist-test docs demo test lint types unit bench prove clean
+.PHONY: help dist dist-test docs demo test lint types unit bench prove hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,13 +41,17 @@ types: $(VENV)/.dev ## mypy --strict on source and tests
 unit: $(VENV)/.dev ## the test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev ## what a hit, a stampede and an invalidation cost, beside what one would do without (minutes)
+bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neighbour cost (minutes)
 	$(BIN)/python benchmarks/hit.py
 	$(BIN)/python benchmarks/stampede.py
 	$(BIN)/python benchmarks/invalidate.py
+	$(BIN)/python benchmarks/fairness.py
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)
+
+hostile: $(VENV)/.dev ## every hostile input against every server, by class
+	$(BIN)/python -m tests.hostile
 
 dist: ## build wheel and sdist into dist/
 	rm -rf dist

@@ -85,3 +85,19 @@ def test_the_cost_of_an_invalidation_is_printed_beside_the_ways_without_generati
     rows = json.loads(printed.stdout)
     assert [row["entries"] for row in rows] == [100, 500]
     assert all(row[f"{way} ms"] > 0 for row in rows for way in ("NexCache", "SCAN+UNLINK", "KEYS+DEL"))
+
+
+def test_a_noisy_tenant_costs_a_quiet_one_no_entries() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "fairness.py"), "--requests", "1000", "--unfair", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    fair, unfair = json.loads(printed.stdout)
+    assert fair["points_lost"] <= 5, fair
+    assert fair["noisy_entries"] <= 75, fair
+    assert fair["noisy_requests"] > 100, fair
+    assert unfair["points_lost"] > 5, "the noise is noise"
