@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nexcache.middleware import CacheMiddleware
     from nexcache.policy import Policy, Query, Shadow
     from nexcache.rate_limit_middleware import RateLimitMiddleware
+    from nexcache.session_middleware import SessionMiddleware
     from nexcache.settings import Settings
     from nexcache.telemetry.configure import configure_telemetry
 
@@ -51,6 +52,7 @@ _HOME = {
     "Query": "nexcache.policy",
     "RateLimitMiddleware": "nexcache.rate_limit_middleware",
     "Refresh": "nexcache.ingest.warming",
+    "SessionMiddleware": "nexcache.session_middleware",
     "Settings": "nexcache.settings",
     "Shadow": "nexcache.policy",
     "StoreRefused": "nexcache.errors",
@@ -81,6 +83,7 @@ __all__ = [
     "Query",
     "RateLimitMiddleware",
     "Refresh",
+    "SessionMiddleware",
     "Settings",
     "Shadow",
     "StoreRefused",

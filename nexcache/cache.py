@@ -27,6 +27,7 @@ from nexcache.policy import LONGEST, Duration, Policy, Size, seconds
 from nexcache.rate_limit import Algorithm, Rate, RateLimit
 from nexcache.refresh import Recent, Refreshes, Target, Warmed
 from nexcache.sample import Preview, Sample
+from nexcache.sessions import Sessions
 from nexcache.settings import Settings
 from nexcache.shadowing import Shadows
 from nexcache.stores.base import StoreHealth
@@ -39,7 +40,7 @@ from nexcache.tenants import is_valid_id
 from nexcache.trends import Trend
 from nexcache.turns import Turns
 from nexcache.value_codec import Types
-from nexcache.values import FallbackValues, MemoryValues, Values
+from nexcache.values import Backend, FallbackValues, MemoryValues, Values
 from nexcache.wiring import BUDGET_FACTOR, build, version
 
 if TYPE_CHECKING:
@@ -560,13 +561,8 @@ class NexCache:
         While the store is away calls raise StoreUnavailable, or go on in this process with `when_away="memory"`.
         `types` are classes that may come back. `encrypted` needs `CACHE_ENCRYPTION_KEYS` where there is a store.
         """
-        if when_away not in ("raise", "memory"):
-            raise ValueError(f'when_away is "raise" or "memory", not {when_away!a}')
         parts = self._parts
-        backend = parts.values
-        in_process = isinstance(backend, MemoryValues)
-        if encrypted and parts.vault is None and not in_process:
-            raise ConfigurationError(f"the values of {name!a} are to be encrypted: set CACHE_ENCRYPTION_KEYS")
+        backend, in_process = self._backend_of("values", name, when_away, encrypted=encrypted)
         if when_away == "memory" and not in_process:
             backend = FallbackValues(backend, parts.memory_values)
         return Values(
@@ -577,6 +573,48 @@ class NexCache:
             types=Types(types, others=self.types),
             seals=parts.vault if encrypted else None,
         )
+
+    def sessions(
+        self,
+        *,
+        ttl: Duration = "1h",
+        max_age: Duration = "7d",
+        tenant: str | None = None,
+        when_away: Literal["raise", "memory"] = "raise",
+        types: Sequence[Any] = (),
+        encrypted: bool = False,
+    ) -> Sessions:
+        """Return an application's sessions: create, get, update, save, rotate, delete, revoke.
+
+        They end `ttl` after their last use, and `max_age` after their beginning. `tenant` is whose they are: by
+        default the `default_tenant`, or "default". While the store is away calls raise StoreUnavailable; with
+        `when_away="memory"` new ones are held in this process and go over to the store later. `types` are classes
+        that may come back. `encrypted` needs `CACHE_ENCRYPTION_KEYS` where there is a store.
+        """
+        tenant = tenant or self.default_tenant or "default"
+        backend, in_process = self._backend_of("sessions", tenant, when_away, encrypted=encrypted)
+        parts = self._parts
+        return Sessions(
+            ttl=ttl,
+            max_age=max_age,
+            tenant=tenant,
+            backend=backend,
+            memory=parts.memory_values if when_away == "memory" and not in_process else None,
+            keys=self.keys,
+            codec=parts.codec,
+            types=Types(types, others=self.types),
+            seals=parts.vault if encrypted else None,
+        )
+
+    def _backend_of(self, what: str, tenant: str, when_away: str, *, encrypted: bool) -> tuple[Backend, bool]:
+        """Return where values are kept, and whether that is this process; raises for what cannot be."""
+        if when_away not in ("raise", "memory"):
+            raise ValueError(f'when_away is "raise" or "memory", not {when_away!a}')
+        backend = self._parts.values
+        in_process = isinstance(backend, MemoryValues)
+        if encrypted and self._parts.vault is None and not in_process:
+            raise ConfigurationError(f"the {what} of {tenant!a} are to be encrypted: set CACHE_ENCRYPTION_KEYS")
+        return backend, in_process
 
     # --- rate limits ---------------------------------------------------------------------------------------
 

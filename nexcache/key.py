@@ -323,6 +323,23 @@ class KeySpace:
         )
         return self.limits(tenant) + segment(name) + b":" + hashed.hexdigest().encode()
 
+    def sessions(self, tenant: str) -> bytes:
+        """Return what the keys of a tenant's sessions begin with; no invalidation reaches them."""
+        encoded = segment(tenant)
+        return b"nexarch.session:{" + encoded + b"}:" if self._cluster else b"nexarch.session:" + encoded + b":"
+
+    def session(self, tenant: str, session_id: str) -> bytes:
+        """Return the key of a session; its id is not to be read from it."""
+        hashed = blake2b(session_id.encode(), digest_size=32, key=self._secret, person=b"nexcache-session")
+        return self.sessions(tenant) + hashed.hexdigest().encode()
+
+    def session_user(self, tenant: str, user: str) -> bytes:
+        """Return the key of what a user's sessions depend on; who the user is is not to be read from it."""
+        hashed = blake2b(
+            user.encode("utf-8", "surrogatepass"), digest_size=32, key=self._secret, person=b"nexcache-user"
+        )
+        return self.sessions(tenant) + b"@user:" + hashed.hexdigest().encode()
+
     def of_restoration(self, tenant: str) -> bytes:
         """Return the key of the lease of whoever restores the registry."""
         return self.prefix(tenant) + b"@restoring"

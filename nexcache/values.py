@@ -35,6 +35,11 @@ if redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ARGV[2]
 return number
 """
 _PERSIST: Final = b"redis.call('PERSIST', KEYS[1]) return redis.call('EXISTS', KEYS[1])"
+_LONGER: Final = b"""
+local left = redis.call('PTTL', KEYS[1])
+if left >= 0 and left < tonumber(ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+return left == -2 and 0 or 1
+"""
 
 
 # --- what can be asked of a backend ---------------------------------------------------------------------------------
@@ -49,12 +54,13 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write a value; without `ttl_ms` it is kept. `absent`: only where there is none."""
+    """Write a value; without `ttl_ms` it is kept. `absent`: only where there is none; `present`: where there is one."""
 
     name: bytes
     data: bytes
     ttl_ms: int | None
     absent: bool = False
+    present: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,14 @@ class Increment:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Give a value so many milliseconds from now, or (None) keep it; 1 if there is one, else 0."""
+    """Give a value so many milliseconds from now, or (None) keep it; 1 if there is one, else 0.
+
+    `longer`: unless it has as long already.
+    """
 
     name: bytes
     ttl_ms: int | None
+    longer: bool = False
 
 
 Operation: TypeAlias = Get | Put | Delete | Exists | Increment | Expire
@@ -166,8 +176,9 @@ def _command(operation: Operation) -> tuple[Any, ...]:
     match operation:
         case Get(name):
             return ("GET", name)
-        case Put(name, data, ttl_ms, absent):
-            return ("SET", name, data, *(("PX", ttl_ms) if ttl_ms is not None else ()), *(("NX",) if absent else ()))
+        case Put(name, data, ttl_ms, absent, present):
+            expiry = () if ttl_ms is None else ("PX", ttl_ms)
+            return ("SET", name, data, *expiry, *(("NX",) if absent else ("XX",) if present else ()))
         case Delete(name):
             return ("UNLINK", name)
         case Exists(name):
@@ -178,6 +189,8 @@ def _command(operation: Operation) -> tuple[Any, ...]:
             return ("EVAL", _INCREMENT, 1, name, by, ttl_ms)
         case Expire(name, None):
             return ("EVAL", _PERSIST, 1, name)
+        case Expire(name, ttl_ms, longer=True):
+            return ("EVAL", _LONGER, 1, name, ttl_ms)
         case Expire(name, ttl_ms):
             return ("PEXPIRE", name, ttl_ms)
 
@@ -235,8 +248,8 @@ class MemoryValues:
             case Get(name):
                 found = self._get(name)
                 return None if found is None else found[0]
-            case Put(name, data, ttl_ms, absent):
-                if absent and self._get(name) is not None:
+            case Put(name, data, ttl_ms, absent, present):
+                if (absent or present) and (self._get(name) is None) == present:
                     return False
                 self._put(name, data, self._until(ttl_ms))
                 return True
@@ -253,10 +266,11 @@ class MemoryValues:
                     expires_at = self._until(ttl_ms)
                 self._put(name, b"%d" % (number + by), expires_at)
                 return number + by
-            case Expire(name, ttl_ms):
+            case Expire(name, ttl_ms, longer):
                 found = self._get(name)
                 if found is not None:
-                    self._values[name] = (found[0], self._until(ttl_ms))
+                    until = self._until(ttl_ms)
+                    self._values[name] = (found[0], max(found[1], until) if longer else until)
                 return int(found is not None)
 
     def _until(self, ttl_ms: int | None) -> float:

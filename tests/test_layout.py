@@ -101,6 +101,7 @@ LAYERS: Final = {
         value_codec
         parameters
         values
+        sessions
         health
         alerting
         fill_lease
@@ -117,6 +118,7 @@ LAYERS: Final = {
         functions
         middleware
         rate_limit_middleware
+        session_middleware
         fastapi
         proxy
         ingest.hook

@@ -230,6 +230,20 @@ async def test_in_memory_an_expiry_can_be_given_moved_and_taken_away() -> None:
     assert await memory.carry_out([Get(b"a"), Get(b"b"), Get(b"c")]) == [None, b"1", b"1"]
 
 
+async def test_what_is_longer_is_not_made_shorter_and_what_is_gone_is_not_written_again() -> None:
+    clock = FakeClock()
+    memory = MemoryValues(clock=clock)
+    await memory.carry_out([Put(b"a", b"1", 3000), Put(b"b", b"1", 1000), Put(b"kept", b"1", None)])
+    await memory.carry_out([Expire(name, 2000, longer=True) for name in (b"a", b"b", b"kept", b"gone")])
+    assert await memory.carry_out([Put(b"a", b"2", 3000, present=True), Put(b"gone", b"2", 3000, present=True)]) == [
+        True, False,
+    ]  # fmt: skip
+    clock.advance(1.5)
+    assert await memory.carry_out([Get(b"a"), Get(b"b"), Get(b"kept"), Get(b"gone")]) == [b"2", b"1", b"1", None]
+    clock.advance(1)
+    assert await memory.carry_out([Get(b"a"), Get(b"b"), Get(b"kept")]) == [b"2", None, b"1"]
+
+
 async def test_in_memory_what_has_ended_makes_room_before_anything_is_refused() -> None:
     clock = FakeClock()
     memory = MemoryValues(max_bytes=1000, clock=clock)

@@ -50,6 +50,10 @@ async def exercise(url: str) -> None:
     await values.expire("a", None)
     await values.increment("b", expiry=60)
     assert (await values.exists("a"), await values.get("a"), await values.delete("a")) == (True, "x", 1)
+    sessions = node.cache.sessions(tenant="acme")
+    if (begun := await sessions.rotate((await sessions.create(user="ann")).id)) is not None:
+        await sessions.update(begun.id, {"a": 1})
+    await sessions.revoke("ann")
     await node.redis.names(b"nexarch:", most=100)
     await node.redis.peek_many([key.name], longest=1000)
     values = node.cache.tenant("acme")
