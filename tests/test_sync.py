@@ -468,6 +468,15 @@ def test_an_invalidation_just_before_the_end_of_the_interpreter_is_delivered(val
     assert valkey.ask("GET", "nexarch:acme:@op:users") is None
 
 
+def test_what_a_script_counted_is_in_the_statistics_after_its_end(redis_url: str) -> None:
+    run(SCRIPT, redis_url)
+
+    cache = in_store(redis_url)
+    with cache.sync:
+        counts = cache.sync.stats("acme").operations["users"]
+    assert (counts.misses, counts.hits) == (1, 1)
+
+
 FORKS = """
 import os, sys, threading
 from nexcache import NexCache, Settings
