@@ -88,6 +88,7 @@ class NexCache:
         self._store = store
         self._credentials = credential_provider
         self._parts = build(self.settings, store=store, credentials=credential_provider)
+        self._inside = self.emitter.listeners
         self._longest_ttl = 0.0
         _caches.add(self)
         self._told = False
@@ -641,7 +642,12 @@ class NexCache:
             return
         keep_for_ever((abandoned, self.home, self._parts, vars(self._store).copy() if self._store else None))
         self.home = None
-        self._parts = build(self.settings, store=self._store, credentials=self._credentials)
+        emitter = self.emitter  # stays: others listen to it, too
+        for listener in self._inside:
+            emitter.unsubscribe(listener)
+        outside = emitter.listeners
+        self._parts = build(self.settings, store=self._store, credentials=self._credentials, emitter=emitter)
+        self._inside = tuple(each for each in emitter.listeners if each not in outside)
         for generations in self._parts.generations:
             generations.keep_for(self._longest_ttl)
 

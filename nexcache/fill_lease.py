@@ -158,10 +158,13 @@ class FillLeases:
         capture: Callable[[LeaseOffer | None], Awaitable[Snapshot]],
         *,
         deadline: float | None,
+        since: float | None = None,
     ) -> Captured:
         """Capture generations and take the lease; never raises for the store.
 
-        Both in one turn where the generations are `known` beforehand and turn out to be these.
+        Both in one turn where the generations are `known` beforehand and turn out to be these. A lease that is free
+        because its computation has ended after `since`, when the entry was looked for, is not taken: it is to be looked
+        for again.
         """
         at = self._clock()
         offer = LeaseOffer(lease_name(key, known), secrets.token_bytes(16), LEASE_MS) if known is not None else None
@@ -179,7 +182,13 @@ class FillLeases:
                 leased = await self.store.acquire(name, offer.token, ttl_ms=LEASE_MS, deadline=deadline)
             except StoreError:
                 return Captured(snapshot)
-        return Captured(snapshot, Lease(self, offer), at=at) if leased else Captured(snapshot, elsewhere=name, at=at)
+        if not leased:
+            return Captured(snapshot, elsewhere=name, at=at)
+        heard = self._heard.peek(name)
+        if since is not None and heard is not None and heard[0] is End.OVER and heard[1] > since:
+            self.give_back(offer, End.OVER)
+            return Captured(snapshot, elsewhere=name, at=since)
+        return Captured(snapshot, Lease(self, offer), at=at)
 
     async def ended(self, name: bytes, *, since: float, limit: float) -> End:
         """Wait until another's computation has ended, for `limit` seconds at most; `since`: when its lease was seen."""

@@ -61,7 +61,7 @@ _FOLLOWS: Final = 2
 _LEASED: Final = 600.0
 """Seconds for which a computation keeps other nodes from doing the same."""
 _AWAITED: Final = 30.0
-"""Seconds for which another node's computation is waited for."""
+"""Seconds for which another's computation is waited for: it may be one that waits for this one."""
 _DETACHED: Final = 30.0
 """Seconds that a computation may go on after its caller has left."""
 _READ_ANEW: Final = object()
@@ -216,6 +216,7 @@ class Calls:
         impatient = False
         while True:
             key = self._entries.known(question.key)
+            since = time.monotonic()
             deadline = asyncio.get_running_loop().time() + self._budget
             looked: Found | Missing
             if anew:
@@ -227,7 +228,7 @@ class Calls:
             shared = followed < _FOLLOWS
             computation = self._under_way(key, looked.generations, impatient=impatient) if shared else None
             if computation is None:
-                captured = await self._capture(key, looked, deadline, shared=shared)
+                captured = await self._capture(key, looked, deadline, since=since, shared=shared)
                 generations = captured.snapshot.generations
                 computation = self._under_way(key, generations, impatient=impatient) if shared else None
                 if computation is None and captured.elsewhere is not None and not impatient:
@@ -237,7 +238,8 @@ class Calls:
                         continue
                     return self._lead(question, key, captured, shared=shared)
             computation.followers += 1
-            match await asyncio.shield(computation.outcome):
+            await asyncio.wait((computation.outcome,), timeout=_AWAITED)
+            match computation.outcome.result() if computation.outcome.done() else End.ALONE:
                 case bytes(body):
                     return Known(body, collapsed=True)
                 case End.OVER | End.LAPSED:
@@ -429,7 +431,9 @@ class Calls:
             lambda on_sent: entries.lookup(key, question.counts, deadline=deadline, on_sent=on_sent),
         )
 
-    async def _capture(self, key: CacheKey, missing: Missing, deadline: float, *, shared: bool) -> Captured:
+    async def _capture(
+        self, key: CacheKey, missing: Missing, deadline: float, *, since: float, shared: bool
+    ) -> Captured:
         """Capture the generations of a key; with the lease, if the result is to be shared with other nodes."""
         leases = self._leases if shared and missing.tier is Tier.REDIS else None
 
@@ -439,7 +443,7 @@ class Calls:
 
             if leases is None:
                 return Captured(await capture())
-            return await leases.capture(key, missing.generations, capture, deadline=deadline)
+            return await leases.capture(key, missing.generations, capture, deadline=deadline, since=since)
 
         return await self._captures.run(b"%d:%b" % (leases is not None, key.identity), call)
 
@@ -823,8 +827,8 @@ class Cached(Generic[P, R]):
         started = time.perf_counter()
         asker = self._asker
         cache = asker.cache
-        span = asker.span()
         values, tenant, packed = asker.identify(args, kwargs)
+        span = asker.span()
         first = cache.entries.first
         off = asker.is_off(tenant)
         if first is not None and not off and tenant.__class__ is str:

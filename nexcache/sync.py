@@ -396,8 +396,8 @@ class SyncCached(Generic[P, R]):
         refuse_in_loop()
         asker = self._asker
         cache = asker.cache
-        span = asker.span()
         values, tenant, packed = asker.identify(args, kwargs)
+        span = asker.span()
         first = cache.entries.first
         off = asker.is_off(tenant)
         if first is not None and not off and tenant.__class__ is str:

@@ -34,6 +34,7 @@ local number = redis.call('INCRBY', KEYS[1], ARGV[1])
 if redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return number
 """
+_PERSIST: Final = b"redis.call('PERSIST', KEYS[1]) return redis.call('EXISTS', KEYS[1])"
 
 
 # --- what can be asked of a backend ---------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def _command(operation: Operation) -> tuple[Any, ...]:
         case Increment(name, by, ttl_ms):
             return ("EVAL", _INCREMENT, 1, name, by, ttl_ms)
         case Expire(name, None):
-            return ("EVAL", b"redis.call('PERSIST', KEYS[1]) return redis.call('EXISTS', KEYS[1])", 1, name)
+            return ("EVAL", _PERSIST, 1, name)
         case Expire(name, ttl_ms):
             return ("PEXPIRE", name, ttl_ms)
 

@@ -315,7 +315,7 @@ async def drawn(a: Any, b: Any = None, *rest: Any, c: Any = None, **more: Any) -
     """Anything."""
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.tuples(VALUES, VALUES, VALUES), st.tuples(VALUES, VALUES, VALUES))
 def test_two_drawn_calls_share_a_key_only_if_they_are_the_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
     assert (drawn.key(*first) == drawn.key(*second)) == (typed(first) == typed(second))
@@ -917,6 +917,23 @@ async def test_a_computation_goes_on_for_those_who_wait_when_its_caller_leaves(l
     assert len(calls) == 1
 
 
+async def test_computations_that_wait_for_each_other_do_not_wait_for_ever(
+    local: NexCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call inside its own computation, and two that need each other."""
+    monkeypatch.setattr("nexcache.functions._AWAITED", 0.05)
+    depth = 0
+
+    @local.cached("users", ttl=60)
+    async def users(number: int) -> int:
+        nonlocal depth
+        depth += 1
+        return 0 if depth > 2 else 1 + await users(1 - number)
+
+    assert await asyncio.wait_for(users(0), 10) == 2
+    assert depth == 3
+
+
 async def test_what_another_version_of_the_program_wrote_is_computed_anew(valkey: Valkey, redis_url: str) -> None:
     async with in_store(redis_url, l1_enabled=False) as cache:
         calls = Calls(lambda: Line(Decimal(len(calls)), dt.datetime(2024, 1, 1, tzinfo=dt.UTC)))
@@ -964,6 +981,46 @@ async def test_two_nodes_compute_a_call_once(redis_url: str) -> None:
 
     assert set(results) == {1}
     assert calls.made == [(1,)]
+
+
+async def test_a_node_that_looked_before_another_had_stored_looks_again_before_it_computes(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look and its capture the other's computation begins and ends: the lease is free again."""
+    calls = Calls()
+
+    async def users(number: int) -> int:
+        calls(number)
+        return number
+
+    async with in_store(redis_url) as one, in_store(redis_url) as other:
+        first, second = (cache.cached("users", ttl=60)(users) for cache in (one, other))
+        await second(0)
+        leases = other.leases
+        assert leases is not None
+        await until(leases._connected)
+        look = other.calls._lookup
+
+        async def slowly(*args: Any) -> Any:
+            looked = await look(*args)
+            if len(calls) == 1:
+                heard = len(leases._heard)
+                await first(1)
+                await until(lambda: len(leases._heard) > heard)
+            return looked
+
+        monkeypatch.setattr(other.calls, "_lookup", slowly)
+        assert await second(1) == 1
+
+    assert calls.made == [(0,), (1,)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come about")
 
 
 async def test_a_node_whose_computation_fails_hands_it_to_the_other(redis_url: str) -> None:

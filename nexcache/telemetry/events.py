@@ -309,6 +309,11 @@ class Emitter:
             # By equality: two mentions of a bound method are equal, never identical.
             self._listeners[kind] = tuple(each for each in listeners if each != listener)
 
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Everybody who listens to anything."""
+        return tuple({id(each): each for several in self._listeners.values() for each in several}.values())
+
     def hears(self, kind: type[Event]) -> bool:
         """Whether anyone listens to events of this class: the hot path builds no event that nobody hears."""
         return bool(self._listeners.get(kind))

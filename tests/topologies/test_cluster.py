@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from redis.crc import key_slot
 
+from nexcache import NexCache, Settings
 from nexcache.errors import StoreError
 from nexcache.key import CacheKey
 from nexcache.stores.cluster import ClusterStore, slots_of
@@ -70,6 +71,28 @@ async def test_statistics_count_what_a_tenants_node_holds(cluster: Cluster) -> N
     assert statistics.merged
     assert statistics.usage is not None
     assert (statistics.usage.entries, statistics.usage.estimated) == (3, False)
+
+
+async def test_values_and_functions_live_where_their_tenant_does(cluster: Cluster) -> None:
+    async with NexCache(Settings(redis_url=cluster.url, op_timeout_ms=2000, l1_enabled=False)) as cache:
+
+        @cache.cached("users", ttl=60, tenant="tenant")
+        async def users(tenant: str, number: int) -> str:
+            computed.append(tenant)
+            return f"{tenant} {number}"
+
+        computed: list[str] = []
+        for tenant in cluster.tenants():
+            values = cache.tenant(tenant)
+            await values.set_many({"a": 1, "b": [2], "c": None})
+            assert await values.increment("a", 4, expiry=60) == 5
+            assert await values.expire("a", None)
+            assert await values.get_many(["a", "b", "c", "d"]) == {"a": 5, "b": [2], "c": None}
+            assert await values.delete("a", "b", "c", "d") == 3
+            assert [await users(tenant, 1), await users(tenant, 1)] == [f"{tenant} 1"] * 2
+            await cache.invalidate(tenant, "users")
+            await users(tenant, 1)
+    assert computed == [tenant for tenant in cluster.tenants() for _ in range(2)]
 
 
 async def test_an_invalidation_reaches_the_memory_of_nodes_that_listen_elsewhere_in_the_cluster(
