@@ -263,10 +263,11 @@ class SyncFace:
         operation: str | None = None,
         *,
         tags: Sequence[str] = (),
+        soft: bool = False,
         wait: Literal["fast", "strict"] = "fast",
     ) -> Invalidation:
         """As `NexCache.invalidate`."""
-        return self.run(self._cache.invalidate(tenant, operation, tags=tags, wait=wait))
+        return self.run(self._cache.invalidate(tenant, operation, tags=tags, soft=soft, wait=wait))
 
     def warm(self, tenant: str, operation: str) -> Warmed:
         """As `NexCache.warm`."""

@@ -181,6 +181,7 @@ def test_values_statistics_health_and_limits_have_their_synchronous_forms(cache:
     assert cache.sync.health().available
     assert "users" in cache.sync.operations("acme")
     assert cache.sync.warm("acme", "users").requested == 0
+    assert cache.sync.run(cache.status()).store.available
 
 
 def test_the_same_entries_are_behind_both_faces(redis_url: str) -> None:
