@@ -204,18 +204,16 @@ class CacheMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, from the cache if it may be; everything that is no HTTP request passes untouched."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._lifespan(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
             return
         cache = self._cache
-        matched = self._match(scope)
+        matched = self._match(scope) if kind == "http" else None
         if matched is None or not cache.enabled:
             token = current.set(Caller(self._tenant, scope))
             try:
-                if self._http is not None and cache.enabled:
+                if self._http is not None and cache.enabled and kind == "http":
                     await self._by_rfc(self._http, scope, receive, send)
                 else:
                     await self.app(scope, receive, send)

@@ -659,6 +659,24 @@ async def test_inside_a_request_the_tenant_is_the_requests() -> None:
     assert len(calls) == 2
 
 
+async def test_inside_a_websocket_the_tenant_is_that_of_its_opening_request() -> None:
+    cache = NexCache(Settings(redis_url=None, redis_host=None))
+    users = cache.cached("users", ttl=60)(function)
+    keys: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        keys.append(users.key(1).split(":")[1])
+
+    middleware = CacheMiddleware(app, cache=cache, tenant=tenants.header("x-tenant", trusted=True))
+
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError("no message is sent or asked for")
+
+    await middleware({"type": "websocket", "headers": [(b"x-tenant", b"acme")]}, nothing, nothing)
+
+    assert keys == ["acme"]
+
+
 # --- by hand -------------------------------------------------------------------------------------------------------
 
 
