@@ -92,7 +92,7 @@ class Proof:
     def line(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Give a progress line; where the output is no terminal, one is written every 30 seconds."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        terminal, said = self.console.is_terminal, time.monotonic()
+        terminal, said = sys.stdout.isatty(), time.monotonic()
         with Progress(*columns, console=self.console, disable=not terminal) as progress:
             task = progress.add_task(name, total=total)
 

@@ -197,7 +197,10 @@ class ModelServer:
         return b"OK"
 
     def do_incr(self, key: bytes) -> Reply:
-        number = int(self._text(key) or b"0") + 1
+        held = self._text(key) or b"0"
+        if not held.isdigit():
+            return ResponseError("value is not an integer or out of range")
+        number = int(held) + 1
         self._data.values[key] = b"%d" % number
         return number
 

@@ -919,6 +919,8 @@ class World:
             while self.waiting:
                 self.do(Step("end_fill", (0,)))
             self.advance(_PATIENCE / 4)
+            if not (self.open or self.pending or self.owed or self.waiting):
+                break
         if self.failure is not None:
             raise self.failure
         if self.open or self.pending:
