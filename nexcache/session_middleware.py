@@ -36,7 +36,7 @@ class RequestSession(MutableMapping[str, Any]):
         self._before = self._written()
         self._user = None if stored is None else stored.user
         self._rotates = self._logs_in = self._ends = False
-        self.accessed = False
+        self.accessed: bool = False
         """Whether the app has looked: the response depends on the cookie then."""
 
     @property

@@ -84,15 +84,15 @@ class Sessions:
         seals: Seals | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.ttl = seconds(ttl, "ttl")
+        self.ttl: float = seconds(ttl, "ttl")
         """Seconds after its last use that a session ends."""
-        self.max_age = seconds(max_age, "max_age")
+        self.max_age: float = seconds(max_age, "max_age")
         """Seconds after its beginning that a session ends, used or not."""
         if not 0 < self.ttl <= self.max_age:
             raise ConfigurationError(f"sessions need 0 < ttl <= max_age, not ttl={ttl!a} and max_age={max_age!a}")
         if not is_valid_id(tenant):
             raise InvalidName(f"not a tenant's id: {tenant!a}")
-        self.values = ValueCodec(types)
+        self.values: ValueCodec = ValueCodec(types)
         """Writes what a session holds."""
         self._tenant = tenant
         self._backend = backend

@@ -20,7 +20,7 @@ class Turn:
     def __init__(self, turns: "Turns", tenant: str, name: Hashable) -> None:
         self._turns: Turns | None = turns
         self._tenant = tenant
-        self.name = name
+        self.name: Hashable = name
 
     def give_back(self) -> None:
         """Let the next one have it; a second time does nothing."""

@@ -196,8 +196,10 @@ def test_the_script_and_the_function_decide_alike(
     now = 1_700_000_000 * SECOND
     for pause, cost in steps:
         now += min(pause, 3 * window)
-        reply = server.eval(script.decode(), 1, "limit", limit, window, cost, now // SECOND, now % SECOND)
-        server.persist("limit")  # its time does not pass
+        transaction = server.pipeline()
+        transaction.eval(script.decode(), 1, "limit", limit, window, cost, now // SECOND, now % SECOND)
+        transaction.persist("limit")  # its time does not pass
+        reply, _ = transaction.execute()
         expected, state, _ = decide(algorithm, state, now=now, limit=limit, window=window, cost=cost)
         assert tuple(reply) == expected
 

@@ -36,6 +36,7 @@ PROBED_FAMILIES: Final = (
     "nexarch.switch:",
     "nexarch.limit:",
     "nexarch.value:",
+    "nexarch.session:",
     "nexarch.key:",
 )
 """Where the cache has keys that it must be permitted to use."""
