@@ -147,6 +147,8 @@ for _command in (
     administer.explain,
     administer.invalidate,
     administer.warm,
+    administer.disable,
+    administer.enable,
     doctor.doctor,
     config.config,
     bench.bench,

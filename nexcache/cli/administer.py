@@ -1,8 +1,8 @@
-"""The commands that ask and change a cache: stats, operations, tenants, explain, invalidate, warm."""
+"""The commands that ask and change a cache: stats, operations, tenants, explain, invalidate, warm, disable, enable."""
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Group
@@ -274,3 +274,45 @@ def warm(
             )
         if document["failed"]:
             raise typer.Exit(1)
+
+
+Everybody: TypeAlias = Annotated[bool, typer.Option("--all-tenants", help="For everybody; takes an operator's key.")]
+
+
+def disable(
+    operation: Annotated[str, typer.Argument(help="The operation.")],
+    *,
+    everybody: Everybody = False,
+    url: Url = None,
+    key_file: KeyFile = None,
+    key_header: KeyHeader = DEFAULT_KEY_HEADER,
+    tenant: Tenant = None,
+    json: AsJson = False,
+) -> None:
+    """Send an operation's requests to the app, on all nodes, until it is enabled again."""
+    with reporting("disable"), source(url, key_file, key_header, tenant) as cache:
+        _switched(cache.switch(operation, off=True, everybody=everybody), json=json)
+
+
+def enable(
+    operation: Annotated[str, typer.Argument(help="The operation.")],
+    *,
+    everybody: Everybody = False,
+    url: Url = None,
+    key_file: KeyFile = None,
+    key_header: KeyHeader = DEFAULT_KEY_HEADER,
+    tenant: Tenant = None,
+    json: AsJson = False,
+) -> None:
+    """Undo `disable`."""
+    with reporting("enable"), source(url, key_file, key_header, tenant) as cache:
+        _switched(cache.switch(operation, off=False, everybody=everybody), json=json)
+
+
+def _switched(document: Document, *, json: bool) -> None:
+    if json:
+        return write_json(document)
+    whose = "everybody" if document["tenant"] is None else document["tenant"]
+    where = "on all nodes" if document["scope"] == "all-nodes" else "in that process"
+    state = "goes to the app" if document["disabled"] else "is answered from the cache"
+    return console().print(name(f"{document['operation']} of {whose} {state}, {where}"))

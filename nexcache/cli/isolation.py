@@ -1,5 +1,6 @@
 """Asks a cache as two tenants and two principals would, and looks whether each gets its own answers, and only those."""
 
+import time
 from collections.abc import Sequence
 from itertools import count
 from secrets import token_hex
@@ -13,6 +14,7 @@ from nexcache.middleware import CacheMiddleware
 from nexcache.policy import Policy
 from nexcache.settings import Settings
 from nexcache.telemetry.events import BackendFailed, Event
+from nexcache.trends import SLOT
 
 _OPERATION: Final = "nexcache-doctor"
 _TTL: Final = 30
@@ -135,7 +137,10 @@ async def _clean(cache: NexCache, tenants: Sequence[str]) -> None:
     for tenant in tenants:
         prefix = cache.keys.prefix(tenant)
         names = [prefix + name for name in (b"@tenant", b"@any", b"@ops")]
-        names += [cache.keys.of_operation(tenant, _OPERATION), b"nexarch.stats:" + prefix[len(b"nexarch:") : -1]]
+        whose = prefix.removeprefix(b"nexarch:")
+        slot = int(time.time()) // SLOT * SLOT
+        names += [cache.keys.of_operation(tenant, _OPERATION), b"nexarch.stats:" + whose.removesuffix(b":")]
+        names += [b"nexarch.trend:" + whose + b"%d" % at for at in (slot - SLOT, slot)]
         try:
             await store.unlink(names)
         except StoreError:

@@ -130,6 +130,15 @@ class Local:
         del operation, progress
         raise Failed("only the app can compute its answers: give --url with the address of its admin endpoints")
 
+    def switch(self, operation: str, *, off: bool, everybody: bool) -> Document:
+        """Switch for all processes that share the store; they know within two seconds."""
+        if everybody and self._tenant is not None:
+            raise Failed("--all-tenants and --tenant: only one of them can be meant")
+        tenant = None if everybody else self.tenant
+        if not self._run(self._cache.switch(operation, tenant=tenant, off=off)):
+            raise Failed(f"{self.name} does not answer: nothing was switched", 1)
+        return {"operation": operation, "disabled": off, "tenant": tenant, "scope": "all-nodes"}
+
     def _run(self, asked: Coroutine[Any, Any, _T]) -> _T:
         try:
             return self._runner.run(asked)

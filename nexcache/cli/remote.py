@@ -129,6 +129,12 @@ class Remote:
             raise Failed(f"{self.name} broke off")
         return last
 
+    def switch(self, operation: str, *, off: bool, everybody: bool) -> Document:
+        """`POST` or `DELETE /operations/{operation}/disable`; an operator who names no tenant means everybody."""
+        if everybody and self._tenant is not None:
+            raise Failed("--all-tenants and --tenant: only one of them can be meant")
+        return self._ask("POST" if off else "DELETE", f"/operations/{_quoted(operation)}/disable")
+
     def _pages(self, path: str, *, tenant: bool = True) -> Iterator[Document]:
         query = {"limit": str(_PAGE)}
         while True:

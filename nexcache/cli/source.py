@@ -43,6 +43,9 @@ class Source(Protocol):
     def warm(self, operation: str, progress: Callable[[Mapping[str, Any]], None]) -> Document:
         """Compute an operation's recent requests again."""
 
+    def switch(self, operation: str, *, off: bool, everybody: bool) -> Document:
+        """Send an operation's requests to the app, or no longer."""
+
     def __enter__(self) -> Self:
         """Begin."""
 

@@ -20,6 +20,8 @@ _LOOKED_AT: Final = 20_000
 _STEP: Final = 500
 _EXAMPLES: Final = 3
 _PINGS: Final = 5
+_CLOSING: Final = 0.1
+"""Seconds for connections that the client gave up itself: with TLS, closing one takes an answer."""
 _CONFIG: Final = (
     "min-replicas-to-write",
     "min-replicas-max-lag",
@@ -109,7 +111,12 @@ class Inspection:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the connection."""
-        await self._connection.disconnect(nowait=True)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._connection.disconnect()
+        except (exceptions.RedisError, OSError, TimeoutError):
+            pass  # it was lost before
+        await asyncio.sleep(_CLOSING)
 
     async def facts(self, *, on_cluster: bool = False) -> Facts:
         """Read all there is to know; a server that cannot be reached is a fact, too."""
@@ -121,16 +128,16 @@ class Inspection:
             "password": bool(server.password or server.credentials),
             "on_cluster": on_cluster,
         }
+        # asked first: a server without TLS waits for the end of a line, and a handshake with it for its timeout
+        if isinstance(self._target, Target) and server.tls and await self._speaks_plainly(self._target):
+            return Facts(**known, unreachable=Unreachable("plain", ""))
         try:
             async with asyncio.timeout(self._timeout + self._target.opening):
                 await self._connection.connect()  # type: ignore[no-untyped-call] # the client's
             known["certificate_ends"] = self._certificate_ends()
             return Facts(**known, **await self._read())
         except (exceptions.RedisError, OSError, TimeoutError) as error:
-            why = _why(error, tls=server.tls)
-            if server.tls and why.kind == "connection" and isinstance(self._target, Target):
-                why = Unreachable("plain", "") if await self._speaks_plainly(self._target) else why
-            return Facts(**known, unreachable=why)
+            return Facts(**known, unreachable=_why(error, tls=server.tls))
 
     async def ask(self, *words: str | bytes) -> Any:
         """Send one command; an answer that is an error is returned. Raises for a connection that is lost."""
@@ -163,16 +170,18 @@ class Inspection:
         return not isinstance(await self.ask("CONFIG", "SET", "maxmemory-policy", policy), Exception)
 
     async def _speaks_plainly(self, target: Target) -> bool:
-        """Whether a server that did not shake hands answers without TLS: such a one waits for the end of a line."""
+        """Whether a server answers without TLS."""
         try:
             async with asyncio.timeout(self._timeout):
                 reader, writer = await asyncio.open_connection(target.host, target.port)
-                writer.write(b"PING\r\n")
-                answer = await reader.read(1)
+                try:
+                    writer.write(b"PING\r\n")
+                    return await reader.read(1) in (b"+", b"-")
+                finally:
+                    writer.close()
+                    await writer.wait_closed()
         except (OSError, TimeoutError):
             return False
-        writer.close()
-        return answer in (b"+", b"-")
 
     async def _read(self) -> dict[str, Any]:
         took = []

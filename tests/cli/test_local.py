@@ -1,12 +1,13 @@
 """The command line against the store that the settings name."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nexcache import Settings
+from nexcache import NexCache, Settings
 from tests.cli.conftest import CommandLine, Get, Served, application, asking
 
 
@@ -43,6 +44,26 @@ def test_an_invalidation_from_here_reaches_a_running_app(nexcache: CommandLine, 
 
     assert (preview["entries"], again["entries"]) == (1, 0)
     assert (done["acknowledged"], done["queued"], done["targets"]) == (True, False, ["overview"])
+
+
+def test_an_operation_is_switched_off_from_here(nexcache: CommandLine, redis_url: str) -> None:
+    here = {"REDIS_URL": redis_url, "NEXCACHE_TENANT": "acme"}
+    off = json.loads(nexcache("disable", "overview", "--json", **here).stdout)
+    again = asyncio.run(disabled(redis_url))
+    nexcache("enable", "overview", **here)
+
+    assert (off["disabled"], off["scope"]) == (True, "all-nodes")
+    assert (again, asyncio.run(disabled(redis_url))) == (True, False)
+
+
+async def disabled(url: str) -> bool:
+    """Ask a process that starts now."""
+    async with NexCache(Settings(redis_url=url, op_timeout_ms=1000)) as cache:
+        for _ in range(100):
+            if cache.is_disabled("overview", "acme"):
+                return True
+            await asyncio.sleep(0.005)
+        return False
 
 
 @pytest.mark.parametrize(

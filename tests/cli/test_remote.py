@@ -137,6 +137,26 @@ def test_a_warm_up_computes_what_was_asked_for(nexcache: CommandLine, admin: str
     assert "requests computed" in nexcache("warm", "overview", "--url", admin).stdout
 
 
+def test_an_operation_is_switched_off_and_on(nexcache: CommandLine, admin: str, get: Get) -> None:
+    get("/overview", times=2)
+    off = told(nexcache("disable", "overview", "--url", admin, "--json"))
+    bypasses = told(nexcache("stats", "--url", admin, "--json"))["bypasses"]
+    get("/overview")
+    after = told(nexcache("stats", "--url", admin, "--json"))["bypasses"]
+    shown = nexcache("operations", "--url", admin).stdout
+    everybody = nexcache("disable", "service", "--all-tenants", "--url", admin, NEXCACHE_KEY=OPERATOR)
+    both = nexcache("disable", "service", "--all-tenants", "-t", "acme", "--url", admin, NEXCACHE_KEY=OPERATOR)
+    nexcache("enable", "service", "--all-tenants", "--url", admin, NEXCACHE_KEY=OPERATOR)
+    on = nexcache("enable", "overview", "--url", admin)
+
+    assert (off["disabled"], off["tenant"]) == (True, "acme")
+    assert after == bypasses + 1
+    assert "switched off" in shown
+    assert "service of everybody goes to the app" in everybody.stdout
+    assert (both.exit_code, "only one of them" in both.stderr) == (2, True)
+    assert "overview of acme is answered from the cache" in on.stdout
+
+
 def test_the_key_may_be_in_a_file(nexcache: CommandLine, admin: str, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(SECRETS["globex"] + "\n", encoding="utf-8")
