@@ -144,6 +144,35 @@ def test_health_and_statistics_are_there(api: httpx2.Client) -> None:
     assert stats["operations"]["summary"]["latency"]["hit"]["mean"] < 50
 
 
+def test_the_monitor_judges_it_once_and_for_a_while_and_saves_what_it_saw(
+    api: httpx2.Client, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As the README writes it; only for a shorter while."""
+    for _ in range(400):
+        ask(api, "/summary/2023-05", BOB)
+    commands = re.findall(r"^nexcache (monitor.*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        shorter = command.replace("--interval 5 --duration 60", "--interval 0.2 --duration 1")
+        shown = subprocess.Popen(
+            [sys.executable, "-m", "nexcache.cli", *shorter.split(), "--json"],
+            cwd=tmp_path,
+            env=environment
+            | {"NEXCACHE_URL": str(api.base_url).rstrip("/") + "/cache", "NEXCACHE_KEY": "bob-demo-key"}
+            | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while shown.poll() is None:
+            ask(api, "/summary/2023-05", BOB)
+        assert shown.stdout is not None
+        printed = shown.stdout.read()
+        shown.stdout.close()
+        assert shown.returncode == 0, printed
+        assert '"hit_rate"' in printed
+    assert len((tmp_path / "budget.jsonl").read_text().splitlines()) >= 2
+
+
 @pytest.mark.parametrize("path", ["/summary/2024-01", "/trends", "/cache/stats", "/prediction/2024-01"])
 def test_without_a_key_there_is_no_answer(api: httpx2.Client, path: str) -> None:
     assert api.get(path).status_code == 401

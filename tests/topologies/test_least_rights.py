@@ -44,12 +44,6 @@ async def exercise(url: str) -> None:
     await node.cache.health()
     for algorithm in Algorithm:
         await node.cache.rate_limit("5/minute", algorithm=algorithm).check("someone", tenant="acme")
-    values = node.cache.tenant("acme", encrypted=True)
-    await values.set("a", "x", 60)
-    await values.expire("a", 60)
-    await values.expire("a", None)
-    await values.increment("b", expiry=60)
-    assert (await values.exists("a"), await values.get("a"), await values.delete("a")) == (True, "x", 1)
     await node.redis.names(b"nexarch:", most=100)
     await node.redis.peek_many([key.name], longest=1000)
     values = node.cache.tenant("acme")
