@@ -792,7 +792,7 @@ class CacheMiddleware:
 
             if leases is None:
                 return Captured(await capture())
-            return await leases.capture(key, missing.generations, capture, deadline=deadline, since=since)
+            return await leases.capture(key, missing.generations, capture, deadline=deadline)
 
         name = b"%d:%b" % (leases is not None, key.identity)
         return await cache.flights.captures.run(name, call, since=since)
