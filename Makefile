@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 PROVE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dist dist-test docs demo test lint types unit bench prove clean
+.PHONY: help dist dist-test docs demo test lint types unit bench hostile prove clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,9 +41,13 @@ types: $(VENV)/.dev ## mypy --strict on source and tests
 unit: $(VENV)/.dev ## the test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, and a stampede
+bench: $(VENV)/.dev ## what a hit costs, as a ratio to the bare app, a stampede, and a noisy neighbour
 	$(BIN)/python benchmarks/hit.py
 	$(BIN)/python benchmarks/stampede.py
+	$(BIN)/python benchmarks/fairness.py
+
+hostile: $(VENV)/.dev ## every hostile input against every server, by class
+	$(BIN)/python -m tests.hostile
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)

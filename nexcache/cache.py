@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar
 from weakref import WeakSet
 
+from nexcache.admission import Admission
 from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
@@ -36,6 +37,7 @@ from nexcache.telemetry.names import Bypass, Trigger
 from nexcache.telemetry.prometheus import CONTENT_TYPE
 from nexcache.tenants import is_valid_id
 from nexcache.trends import Trend
+from nexcache.turns import Turns
 from nexcache.value_codec import Types
 from nexcache.values import FallbackValues, MemoryValues, Values
 from nexcache.wiring import BUDGET_FACTOR, build, version
@@ -126,6 +128,16 @@ class NexCache:
     def leases(self) -> FillLeases | None:
         """The leases of fills; None where there are no other nodes."""
         return self._parts.leases
+
+    @property
+    def turns(self) -> Turns:
+        """How many computations each tenant has under way."""
+        return self._parts.turns
+
+    @property
+    def admission(self) -> Admission:
+        """Which answers are stored."""
+        return self._parts.admission
 
     @property
     def counts(self) -> Counts:

@@ -16,7 +16,7 @@ from nexcache.fill import Fill, Outcome
 from nexcache.fill_lease import Captured
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import CacheKey
-from nexcache.stores.memory import Bounded
+from nexcache.stores.memory import Bounded, tenant_of
 
 Result = TypeVar("Result")
 _REMEMBERED: Final = 5.0
@@ -88,11 +88,11 @@ class Elsewhere:
 
 
 class Flights:
-    """The fills that are under way, by key and generations."""
+    """The fills that are under way, by request and generations: two requests of one hash are two computations."""
 
     def __init__(self) -> None:
         self._fills: dict[tuple[bytes, tuple[bytes, ...]], Fill | Elsewhere] = {}
-        self._alone: Bounded[float] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000)
+        self._alone: Bounded[float] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000, owner=tenant_of)
         self._running: set[Fill] = set()
         self.lookups: UntilSent[Found | Missing] = UntilSent()
         self.captures: UntilSent[Captured] = UntilSent()
@@ -101,20 +101,20 @@ class Flights:
         """Return the fill of this key that was started under these generations, if its answer may be shared."""
         if generations is None:
             return None
-        return self._fills.get((key.name, generations))
+        return self._fills.get((key.request, generations))
 
     def add(self, key: CacheKey, snapshot: Snapshot, fill: Fill, *, shared: bool) -> None:
         """Register a fill, so that others may follow it until its answer is stored or known not to be shareable."""
         self._running.add(fill)
         fill.task.add_done_callback(lambda _: self._running.discard(fill))
         if shared:
-            flight = (key.name, snapshot.generations)
+            flight = (key.request, snapshot.generations)
             self._fills[flight] = fill
             fill.on_release(lambda: self._end(flight, fill))
 
     def add_elsewhere(self, key: CacheKey, snapshot: Snapshot, waiting: Coroutine[None, None, Outcome]) -> Elsewhere:
         """Wait for another node's computation, all of this node together."""
-        elsewhere, flight = Elsewhere(waiting), (key.name, snapshot.generations)
+        elsewhere, flight = Elsewhere(waiting), (key.request, snapshot.generations)
         self._fills[flight] = elsewhere
         elsewhere.outcome.add_done_callback(lambda _: self._end(flight, elsewhere))
         return elsewhere

@@ -94,6 +94,8 @@ class HeaderRules:
         ):
             self._roles.update((spelling, role) for name in names for spelling in spellings(name))
         self._roles |= _ROLES
+        # somebody behind may take these for what the cache acts on, which it itself does not
+        self._roles |= {odd: "override" for name in _ROLES for odd in spellings(name.decode()) - {name}}
         self._principal = principal
         self._authenticating = frozenset(name.encode() for name in fields) - {b"cookie"} if principal else frozenset()
         self._credentials = frozenset(spelling for name in fields for spelling in spellings(name))

@@ -7,12 +7,13 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
+from nexcache.admission import Admission
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
 from nexcache.collapse import Elsewhere
 from nexcache.compression import compressed
@@ -51,6 +52,7 @@ from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import Answered, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
 from nexcache.tenants import Caller, Resolver, current, is_valid_id
+from nexcache.turns import Turn, Turns
 
 _BODY_KEYED: Final = 64 * 1024
 """Bytes of a request's body that may be part of a key."""
@@ -78,6 +80,14 @@ class ResponseCache(Caching, Protocol):
     @property
     def leases(self) -> FillLeases | None:
         """The leases of fills; None where there are no other nodes."""
+
+    @property
+    def turns(self) -> Turns:
+        """How many computations each tenant has under way."""
+
+    @property
+    def admission(self) -> Admission:
+        """Which answers are stored."""
 
     @property
     def recent(self) -> Recent:
@@ -122,6 +132,8 @@ class _Request:
         "started",
         "tenant",
         "ttl",
+        "turn",
+        "waited",
     )
 
     def __init__(self, matched: Matched, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,6 +162,16 @@ class _Request:
         """What is stored, and stale, and may be sent if the app fails."""
         self.counts: OperationCounts
         self.ended = False
+        self.turn: Turn | None = None
+        """Its place among the tenant's computations, from before it captures generations until it leads or follows."""
+        self.waited = False
+        """It has waited for its turn, which nobody does twice."""
+
+    def give_back(self) -> None:
+        """Let another of the tenant's requests compute."""
+        if self.turn is not None:
+            self.turn.give_back()
+            self.turn = None
 
 
 class CacheMiddleware:
@@ -340,7 +362,10 @@ class CacheMiddleware:
                     self._note(request, keyed, hit=True)
                 await self._hit(request, live.prepared, Tier.MEMORY, live.name)
                 return
-        await self._look(request, keyed, raw)
+        try:
+            await self._look(request, keyed, raw)
+        finally:
+            request.give_back()
 
     async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
@@ -418,6 +443,8 @@ class CacheMiddleware:
             shared = followed < _FOLLOWS and cache.flights.waits(key)
             flight = self._flight(key, looked.generations, impatient=impatient) if shared else None
             if flight is None:
+                if not await self._take_turn(request, key.name if shared else request):
+                    continue
                 if looked.tier is Tier.REDIS:
                     recalled = await cache.entries.recalled(key, deadline=deadline)
                     if recalled is not key:
@@ -436,6 +463,7 @@ class CacheMiddleware:
                     fill = self._start_fill(request, key, snapshot, lease, shared=shared)
                     await self._lead(request, fill, snapshot)
                     return
+            request.give_back()
             flight.followers += 1
             match await asyncio.shield(flight.outcome):
                 case Complete(response):
@@ -455,6 +483,19 @@ class CacheMiddleware:
                     followed += 1
                 case Unstorable():
                     followed = _FOLLOWS
+
+    async def _take_turn(self, request: _Request, name: Hashable) -> bool:
+        """Take a place among the tenant's computations; False if it had to wait, and must look again."""
+        if request.turn is not None and request.turn.name == name:
+            return True
+        request.give_back()
+        turns = self._cache.turns
+        request.turn = turns.at_once(request.tenant, name)
+        if request.turn is not None or request.waited:
+            return True
+        request.waited = True
+        request.turn = await turns.wait(request.tenant, name, self._soft_limit[request.index])
+        return False
 
     def _flight(self, key: CacheKey, generations: tuple[bytes, ...] | None, *, impatient: bool) -> Flight | None:
         """Return what may be waited for; who is impatient waits for no other node."""
@@ -887,6 +928,8 @@ class CacheMiddleware:
         span, counts, refreshing = request.span, request.counts, request.refreshing
         keyed, max_body, watched = self._keyed[index], self._max_body[index], self._watched[index]
         began = time.perf_counter()
+        admitted = cache.admission.admits(key.name)
+        turn, request.turn = request.turn, None
 
         named: tuple[bytes, ...] | None = None
 
@@ -902,6 +945,9 @@ class CacheMiddleware:
                 return NotStoredReason.TAGS
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
+            if not admitted:
+                cache.emitter.emit(NotStored(policy.op, key.tenant, NotStoredReason.ADMISSION, key.hash))
+                return NotStoredReason.ADMISSION
             if span is not None and span.filling:
                 response = replace(response, filled_by=span.filling)
             with span.put(policy.op) if span is not None else nullcontext():
@@ -944,7 +990,14 @@ class CacheMiddleware:
         cache.flights.add(key, snapshot, fill, shared=shared)
         if lease is not None:
             lease.keep(self._hard_limit[index])
-            fill.on_settled(lambda outcome: lease.end(_end(outcome, fill.not_stored)))
+
+        def settled(outcome: Outcome) -> None:
+            if turn is not None:
+                turn.give_back()
+            if lease is not None:
+                lease.end(_end(outcome, fill.not_stored))
+
+        fill.on_settled(settled)
         return fill
 
     def _named(self, policy: Policy, key: CacheKey, response: StoredResponse) -> tuple[bytes, ...] | None:
@@ -1118,7 +1171,8 @@ def _end(outcome: Outcome, not_stored: NotStoredReason | None) -> End:
     """Say to other nodes what became of a fill."""
     match outcome:
         case Complete():
-            return End.LOST if not_stored is NotStoredReason.BACKEND else End.OVER
+            alone = (NotStoredReason.BACKEND, NotStoredReason.ADMISSION)
+            return End.LOST if not_stored in alone else End.OVER
         case Unstorable():
             return End.ALONE
         case _:

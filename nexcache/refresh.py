@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from nexcache.asgi import Scope
-from nexcache.key import CacheKey
+from nexcache.key import CacheKey, segment
 from nexcache.policy import Policy
 from nexcache.shadow import Computed
-from nexcache.stores.memory import Bounded
+from nexcache.stores.memory import Bounded, tenant_of
 
 REFRESH: Final = "nexcache.refresh"
 """The scope's key that makes the middleware compute instead of looking up; no client can set it."""
@@ -30,6 +30,8 @@ _SAMPLED: Final = 16
 _COUNTERS: Final = 128
 _HALVED_AFTER: Final = 4_096
 _OPERATIONS: Final = 5_000
+_LONGEST: Final = 8 * 1024
+"""Bytes of a request that is remembered: a longer one is seldom asked for twice."""
 _PER_TENANT: Final = 4
 """Refreshes of one tenant at a time: nobody waits for them, so they leave the app to those who do."""
 _AT_ONCE: Final = 64
@@ -51,6 +53,18 @@ class Target:
     fields: tuple[tuple[bytes, bytes], ...]
     """The keyed header fields; credentials that a policy varies by are left out."""
     body: bytes
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it holds."""
+        return (
+            400
+            + len(self.path)
+            + len(self.raw_path or b"")
+            + len(self.query_string)
+            + sum(len(name) + len(value) + 120 for name, value in self.fields)
+            + len(self.body)
+        )
 
     def scope(self, headers: Sequence[tuple[bytes, bytes]], **extra: Any) -> Scope:
         """Write the request down as an ASGI scope, with further header fields that say who asks now."""
@@ -109,28 +123,33 @@ class Hottest:
 class Recent:
     """The last requests of every tenant's operation, bounded; where that is watched, the hottest of a tenant too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_bytes: int = 64 * 1024 * 1024) -> None:
         self.watched = False
         """Whether the hottest requests are counted."""
         self._hits = 0
         self._hottest: Bounded[Hottest] = Bounded(max_bytes=64 * 1024 * 1024, max_entries=_OPERATIONS)
         self._operations: Bounded[OrderedDict[Target, None]] = Bounded(
-            max_bytes=64 * 1024 * 1024, max_entries=_OPERATIONS
+            max_bytes=max_bytes, max_entries=_OPERATIONS, owner=tenant_of
         )
 
     def note(self, tenant: str, operation: str, target: Target) -> None:
         """Remember a request as the latest."""
-        name = f"{len(tenant)}:{tenant}{operation}".encode("utf-8", "surrogatepass")
+        if target.size > _LONGEST:
+            return
+        name = _name(tenant, operation)
         targets = self._operations.get(name)
         if targets is None:
             targets = OrderedDict()
             self._operations.put(name, targets, size=0, lifetime=86_400.0)
+        grown = 0 if target in targets else target.size
         targets[target] = None
         targets.move_to_end(target)
         if self.watched:
             self._count(tenant, operation, target, 1)
         if len(targets) > _PER_OPERATION:
-            targets.popitem(last=False)
+            grown -= targets.popitem(last=False)[0].size
+        if grown:
+            self._operations.grow(name, by=grown)
 
     def samples(self) -> bool:
         """Whether this hit is one of those that `hit` is to be told of."""
@@ -139,7 +158,8 @@ class Recent:
 
     def hit(self, tenant: str, operation: str, target: Target) -> None:
         """Count a hit that stands for those before it."""
-        self._count(tenant, operation, target, _SAMPLED)
+        if target.size <= _LONGEST:
+            self._count(tenant, operation, target, _SAMPLED)
 
     def hottest(self, tenant: str, operations: Collection[str] | None, most: int) -> tuple[tuple[str, Target], ...]:
         """Return a tenant's hottest requests, the hottest first."""
@@ -156,8 +176,11 @@ class Recent:
 
     def of(self, tenant: str, operation: str) -> tuple[Target, ...]:
         """Return the requests of an operation, the latest first."""
-        name = f"{len(tenant)}:{tenant}{operation}".encode("utf-8", "surrogatepass")
-        return tuple(reversed(self._operations.get(name) or ()))
+        return tuple(reversed(self._operations.get(_name(tenant, operation)) or ()))
+
+
+def _name(tenant: str, operation: str) -> bytes:
+    return b"recent:%b:%b" % (segment(tenant), segment(operation))
 
 
 @dataclass(slots=True)
@@ -183,7 +206,9 @@ class Refreshes:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._running: dict[bytes, asyncio.Task[None]] = {}
         self._tenants: Counter[str] = Counter()
-        self._paused: Bounded[None] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000, clock=clock)
+        self._paused: Bounded[None] = Bounded(
+            max_bytes=4 * 1024 * 1024, max_entries=10_000, clock=clock, owner=tenant_of
+        )
 
     def start(self, tenant: str, name: bytes, refresh: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
         """Begin `refresh`, which returns whether it stored anything, for the key of this name; False: not now.

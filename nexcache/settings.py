@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     l1_enabled: bool = Field(default=True, validation_alias=AliasChoices("CACHE_L1_ENABLED"))
     l1_lease_ms: float = Field(250.0, ge=20, le=1000, validation_alias=AliasChoices("CACHE_L1_LEASE_MS"))
     max_tags: int = Field(10_000, ge=1, validation_alias=AliasChoices("CACHE_MAX_TAGS"))
+    tenant_max_fills: int = Field(64, ge=0, validation_alias=AliasChoices("CACHE_TENANT_MAX_FILLS"))
+    """Computations of one tenant at a time, in each process; 0: any number."""
+    tenant_new_keys_per_minute: int = Field(
+        2_000, ge=0, validation_alias=AliasChoices("CACHE_TENANT_NEW_KEYS_PER_MINUTE")
+    )
+    """Beyond it a tenant's answers are stored at their second miss; 0: any number."""
     fallback_ttl_seconds: float = Field(10.0, ge=0, validation_alias=AliasChoices("CACHE_FALLBACK_TTL_SECONDS"))
     failover: Literal["epoch", "trust"] = Field("epoch", validation_alias=AliasChoices("CACHE_FAILOVER"))
     op_timeout_ms: float = Field(50.0, ge=1, le=10_000, validation_alias=AliasChoices("CACHE_OP_TIMEOUT_MS"))

@@ -72,16 +72,17 @@ def is_valid_id(tenant: object) -> bool:
     return len(tenant) <= LONGEST_ID and (tenant.isascii() or len(tenant.encode()) <= LONGEST_ID)
 
 
-def only(scope: Scope, names: Collection[bytes]) -> str | None:
+def only(scope: Scope, name: bytes, names: Collection[bytes] = ()) -> str | None:
     """Return the value of a request header field that is there exactly once and is UTF-8, else None.
 
-    `names` are the spellings that somebody might take for this field.
+    `names` are the spellings that somebody might take for this field: a proxy that sets or removes the field may let
+    another spelling through, so that one of them makes it None.
     """
-    found = [value for field, value in scope["headers"] if field in names]
-    if len(found) != 1:
+    found = [(field, value) for field, value in scope["headers"] if field == name or field in names]
+    if len(found) != 1 or found[0][0] != name:
         return None
     try:
-        return bytes(found[0]).decode()
+        return bytes(found[0][1]).decode()
     except UnicodeDecodeError:
         return None
 
@@ -93,7 +94,7 @@ def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
     request, otherwise the networks (such as `"10.0.0.0/8"`) of the proxies that do; a request from elsewhere has
     no tenant.
     """
-    fields = spellings(name)
+    exact, fields = name.lower().encode(), spellings(name)
     if not name:
         raise ConfigurationError("tenants.header takes the name of a header field")
     if trusted is False or (not isinstance(trusted, bool) and not trusted):
@@ -102,7 +103,7 @@ def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
             "proxy sets or checks it, or the proxies' networks"
         )
     if trusted is True:
-        return lambda scope: only(scope, fields)
+        return lambda scope: only(scope, exact, fields)
     try:
         networks = [ip_network(network) for network in ([trusted] if isinstance(trusted, str) else trusted)]
     except (TypeError, ValueError) as error:
@@ -120,7 +121,7 @@ def header(name: str, *, trusted: bool | Sequence[str]) -> Resolver:
             address = address.ipv4_mapped
         if not any(address in network for network in networks):
             return None
-        return only(scope, fields)
+        return only(scope, exact, fields)
 
     return resolve
 
@@ -261,7 +262,7 @@ def host(pattern: str) -> Resolver:
     )
 
     def resolve(scope: Scope) -> str | None:
-        match = template.fullmatch(only(scope, (b"host",)) or "")
+        match = template.fullmatch(only(scope, b"host") or "")
         return match["tenant"].lower() if match else None
 
     return resolve

@@ -6,6 +6,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nexcache.admission import Admission
 from nexcache.alerting import Gauges, Watch, Webhook
 from nexcache.alerts import rules
 from nexcache.collapse import Flights
@@ -35,6 +36,7 @@ from nexcache.telemetry.metrics import OTelMetrics
 from nexcache.telemetry.names import Tier
 from nexcache.telemetry.otel import OTelTracing
 from nexcache.telemetry.prometheus import PrometheusText
+from nexcache.turns import Turns
 from nexcache.values import Backend, MemoryValues, RedisValues
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class Parts:
     emitter: Emitter
     entries: Entries
     flights: Flights
+    turns: Turns
+    admission: Admission
     leases: FillLeases | None
     invalidations: Invalidations
     coherence: "Coherence | None"
@@ -201,6 +205,8 @@ def build(
         entries=entries,
         flights=Flights(),
         leases=leases,
+        turns=Turns(settings.tenant_max_fills),
+        admission=Admission(settings.tenant_new_keys_per_minute),
         invalidations=invalidations,
         coherence=coherence,
         generations=generations,

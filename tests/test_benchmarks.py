@@ -71,3 +71,19 @@ def test_the_hit_ratios_under_a_stream_of_spans_are_printed_and_no_answer_is_old
     assert [row["too old"] for row in ratios.values()] == [0, 0, 0]
     assert printed.returncode == 0
     assert document["speed"]["writes per second and target, at most"] <= 10
+
+
+def test_a_noisy_tenant_costs_a_quiet_one_no_entries() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "fairness.py"), "--requests", "1000", "--unfair", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    fair, unfair = json.loads(printed.stdout)
+    assert fair["points_lost"] <= 5, fair
+    assert fair["noisy_entries"] <= 75, fair
+    assert fair["noisy_requests"] > 100, fair
+    assert unfair["points_lost"] > 5, "the noise is noise"

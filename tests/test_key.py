@@ -305,6 +305,14 @@ def test_an_override_spelled_with_underscores_is_a_bypass(name: bytes) -> None:
     assert read([(name, b"x")]) is Bypass.OVERRIDE
 
 
+@pytest.mark.parametrize(
+    "name",
+    [b"content_length", b"transfer_encoding", b"if_none_match", b"cache_control", b"content_type", b"if-none_match"],
+)
+def test_what_somebody_may_take_for_a_field_that_the_cache_acts_on_is_a_bypass(name: bytes) -> None:
+    assert read([(name, b"6")]) is Bypass.OVERRIDE
+
+
 @pytest.mark.parametrize("name", [b"accept", b"user-agent", b"x-forwarded-for", b"x-request-id", b"traceparent"])
 def test_any_other_field_is_not_keyed(name: bytes) -> None:
     assert keyed([(name, b"x")]) == ()

@@ -105,6 +105,8 @@ LAYERS: Final = {
         alerting
         fill_lease
         shadowing
+        turns
+        admission
         stores.door
         stores.epoch
         stores.target

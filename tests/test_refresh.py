@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 
-from nexcache.refresh import Refreshes
+from nexcache.refresh import Recent, Refreshes, Target
 from nexcache.testing import FakeClock
 
 
@@ -96,3 +96,36 @@ def test_refreshes_of_an_event_loop_that_has_ended_hold_up_nobody() -> None:
         task.cancel()
     loop.run_until_complete(asyncio.gather(*kept, return_exceptions=True))
     loop.close()
+
+
+def target(number: int, *, body: int = 0) -> Target:
+    return Target("GET", "/", b"/", b"%d" % number, "", "http", (), b"x" * body)
+
+
+def held(recent: Recent) -> int:
+    return sum(each.size for number in range(10_000) for each in recent.of(f"t{number}", "op"))
+
+
+def test_what_is_remembered_for_warming_is_bounded_in_bytes_and_shared_fairly() -> None:
+    recent = Recent(max_bytes=1024 * 1024)
+    recent.note("quiet", "op", target(1))
+    for number in range(3_000):
+        recent.note("noisy", f"op{number % 300}", target(number, body=7_000))
+    assert recent.of("quiet", "op") == (target(1),)
+    assert sum(each.size for number in range(300) for each in recent.of("noisy", f"op{number}")) <= 1024 * 1024
+    for number in range(10_000):
+        recent.note(f"t{number}", "op", target(number, body=7_000))
+    assert held(recent) <= 1024 * 1024
+
+
+def test_a_request_that_leaves_makes_room_again() -> None:
+    recent = Recent(max_bytes=1024 * 1024)
+    for number in range(10_000):
+        recent.note("acme", "op", target(number, body=7_000))
+    assert recent.of("acme", "op") == tuple(target(number, body=7_000) for number in range(9_999, 9_949, -1))
+
+
+def test_a_very_long_request_is_not_remembered() -> None:
+    recent = Recent()
+    recent.note("acme", "op", target(1, body=60_000))
+    assert recent.of("acme", "op") == ()

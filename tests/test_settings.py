@@ -84,6 +84,8 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_TTL_SECONDS", "10m", "ttl_seconds", 600.0),
         ("CACHE_L1_MAX_BYTES", "1MiB", "l1_max_bytes", 1024**2),
         ("CACHE_L1_MAX_ENTRIES", "5", "l1_max_entries", 5),
+        ("CACHE_TENANT_MAX_FILLS", "7", "tenant_max_fills", 7),
+        ("CACHE_TENANT_NEW_KEYS_PER_MINUTE", "8", "tenant_new_keys_per_minute", 8),
         ("CACHE_L1_ENABLED", "no", "l1_enabled", False),
         ("CACHE_L1_LEASE_MS", "100", "l1_lease_ms", 100.0),
         ("CACHE_FALLBACK_TTL_SECONDS", "0", "fallback_ttl_seconds", 0.0),

@@ -15,6 +15,7 @@ _TITLES: Final = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    429: "Too Many Requests",
     503: "Service Unavailable",
 }
 

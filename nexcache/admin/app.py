@@ -175,6 +175,7 @@ class AdminApp:
         self._authorize = authorize
         self._live = Live(cache.emitter)
         self._page = Page()
+        self._warming_now: set[str] = set()
         self._handlers: Mapping[str, Callable[[_Call], Awaitable[Answer | Streamed]]] = {
             "health": self._health,
             "whoami": self._whoami,
@@ -237,8 +238,7 @@ class AdminApp:
         return answer
 
     async def _permitted(self, call: _Call) -> Answer | Streamed:
-        site = first(call.scope["headers"], b"sec-fetch-site")
-        if site == b"cross-site" or (site == b"same-site" and call.endpoint.changes):
+        if _is_foreign(call.scope["headers"], changes=call.endpoint.changes):
             raise _Refused(problem(403, "A page of another site may not ask this."))
         if call.endpoint.operators and not call.caller.operator:
             raise _Refused(problem(403, "This is for operators."))
@@ -420,12 +420,18 @@ class AdminApp:
         if is_glob(operation):
             return problem(404, "A warm-up takes one operation, not a pattern.")
         await self._known(tenant, operation)
+        if tenant in self._warming_now:  # one request stands for many computations
+            return problem(429, "A warm-up of this tenant is under way.", headers=((b"retry-after", b"1"),))
         credentials = [(name, value) for name, value in call.scope["headers"] if name in CREDENTIALS]
         accept = first(call.scope["headers"], b"accept") or b""
         for kind, frame in _PROGRESS.items():
             if kind in accept:
                 return Streamed(self._warming(tenant, operation, credentials, frame), kind)
-        return document(200, asdict(await self._cache.warm(tenant, operation, headers=credentials)))
+        self._warming_now.add(tenant)
+        try:
+            return document(200, asdict(await self._cache.warm(tenant, operation, headers=credentials)))
+        finally:
+            self._warming_now.discard(tenant)
 
     async def _warming(
         self,
@@ -436,6 +442,7 @@ class AdminApp:
     ) -> AsyncGenerator[bytes, None]:
         """Give a line for every request that was computed, and the result at the end; ends with its reader."""
         news: asyncio.Queue[Warmed] = asyncio.Queue()
+        self._warming_now.add(tenant)
         warming = asyncio.create_task(
             self._cache.warm(tenant, operation, headers=credentials, progress=news.put_nowait), name="nexcache-warm"
         )
@@ -445,6 +452,7 @@ class AdminApp:
                 yield frame("progress", state)
             yield frame("result", warming.result())
         finally:
+            self._warming_now.discard(tenant)
             warming.cancel()
             await asyncio.gather(warming, return_exceptions=True)
 
@@ -474,6 +482,22 @@ class AdminApp:
             raise _Refused(problem(400, str(error))) from None
         if not any(matches(operation, known) for known in await self._cache.operations(tenant)):
             raise _Refused(problem(404, "No operation of this tenant has that name, or matches that pattern."))
+
+
+def _is_foreign(headers: Headers, *, changes: bool) -> bool:
+    """Whether a browser says that a page of another site sent this (Fetch Metadata; RFC 6454 §7 where it says no more).
+
+    Browsers leave `Sec-Fetch-Site` out towards plain http; `Origin` is always there where something may be changed.
+    """
+    sites = [value for name, value in headers if name == b"sec-fetch-site"]
+    if sites:
+        allowed = (b"same-origin", b"none") if changes else (b"same-origin", b"none", b"same-site")
+        return any(site not in allowed for site in sites)
+    if not changes:
+        return False
+    host = first(headers, b"host")
+    origins = [value for name, value in headers if name == b"origin"]
+    return any(origin.partition(b"://")[2] != host for origin in origins)
 
 
 _END: Final = Warmed("", 0, 0, 0, 0.0)

@@ -55,7 +55,7 @@ def bearer_jwt(
         raise ConfigurationError("bearer_jwt needs audience= and issuer=: a token for another service is none for this")
 
     def authorize(scope: Scope) -> Caller | None:
-        scheme, _, token = (only(scope, (b"authorization",)) or "").partition(" ")
+        scheme, _, token = (only(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > _LONGEST:
             return None
         try:

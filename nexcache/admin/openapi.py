@@ -169,6 +169,7 @@ _ERRORS: Final = {
     "403": "The caller may not do that.",
     "404": "There is no such thing for this caller.",
     "405": "The endpoint takes other methods.",
+    "429": "A warm-up of this tenant is under way already.",
     "503": "Too many are watching already.",
 }
 

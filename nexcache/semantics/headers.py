@@ -1,5 +1,6 @@
 """Reading header fields (RFC 9110 §5), and which of them belong to one connection only (§7.6.1)."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -19,7 +20,8 @@ _CONNECTION_FIELDS: Final = frozenset(
         b"upgrade",
     )
 )
-_FORBIDDEN: Final = (b"\r", b"\n", b"\0")
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")  # §5.5
 
 MOST_FIELDS: Final = 256
 """Header fields that a stored response may have."""
@@ -55,8 +57,17 @@ def members(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> Iterator[byt
 
 
 def is_sendable(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether no name or value could split a message in two (RFC 9110 §5.5)."""
-    return not any(bad in field or bad in value for field, value in headers for bad in _FORBIDDEN)
+    """Whether every name is a token and no value holds a control character (RFC 9110 §5.1, §5.5).
+
+    Anything else could split a message in two, hide a field from one reader and show it to another, or be refused by
+    the server each time it is sent.
+    """
+    return all(_NAME.fullmatch(field) and _VALUE.fullmatch(value) for field, value in headers)
+
+
+def is_end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether no field concerns one connection only (RFC 9110 §7.6.1)."""
+    return all(name.lower() not in _CONNECTION_FIELDS for name, _ in headers)
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -15,7 +15,7 @@ import msgpack
 
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
-from nexcache.semantics.headers import MOST_FIELDS, is_sendable
+from nexcache.semantics.headers import MOST_FIELDS, is_end_to_end, is_sendable, values
 from nexcache.stores.tokens import CLOCK
 
 VERSION: Final = 3
@@ -164,7 +164,11 @@ def _entry(fields: Any) -> Entry | None:
         return None
     if not (_are_pairs(generations, _MOST_GENERATIONS) and generations and _are_pairs(headers, MOST_FIELDS)):
         return None
-    if not (200 <= status <= 599 and 0 <= initial_age < _OLDEST and is_sendable(headers)):  # noqa: PLR2004
+    if not (200 <= status <= 599 and 0 <= initial_age < _OLDEST):  # noqa: PLR2004
+        return None
+    if not (is_sendable(((b"etag", etag), *headers)) and is_end_to_end(headers)):
+        return None
+    if any(length != b"%d" % len(body) for length in values(headers, b"content-length")):
         return None
     if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000 and 0 <= cost < _OLDEST):
         return None

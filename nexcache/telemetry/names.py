@@ -71,6 +71,7 @@ class NotStoredReason(StrEnum):
     AUTHORIZATION = "authorization"
     NOT_FRESH = "not-fresh"
     INVALIDATED = "invalidated"
+    ADMISSION = "admission"
     BACKEND = "backend"
     VALUE = "value"
     CONDITION = "condition"

@@ -190,6 +190,29 @@ async def test_a_page_of_another_site_may_ask_nothing(site: Site, sent_from: str
     assert ("; hit;" in after) is (changes == 403)
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://evil.example", 403),
+        ("http://app.evil.example", 403),
+        ("http://app:8080", 403),
+        ("null", 403),
+        ("app", 403),
+        ("http://app", 200),
+        ("https://app", 200),
+    ],
+)
+async def test_a_browser_that_says_only_the_origin_is_believed(site: Site, origin: str, status: int) -> None:
+    """Towards plain http browsers send no `Sec-Fetch-Site`."""
+    await site.ask("/overview")
+
+    read = await site.ask("/admin/stats", headers={"origin": origin})
+    changed = await site.ask("/admin/invalidate", method="DELETE", headers={"origin": origin})
+
+    assert (read.status_code, changed.status_code) == (200, status)
+    assert ("; hit;" in (await site.ask("/overview")).headers["cache-status"]) is (status == 403)
+
+
 async def test_a_cookie_is_no_credential(site: Site) -> None:
     answer = await site.ask("/admin/stats", headers={"x-api-key": "", "cookie": "x-api-key=the-key-of-acme"})
     assert answer.status_code == 401

@@ -308,7 +308,11 @@ async def test_a_warm_up_ends_with_its_reader(site: Site, monkeypatch: pytest.Mo
         monkeypatch.setattr(type(app), "refresh", never)
     client = Client(site, "/warm/overview", method="POST", accept="application/x-ndjson")
     await asyncio.wait_for(begun.wait(), 5)
+    second = await site.ask("/admin/warm/overview", method="POST")
+    assert (second.status_code, second.headers["retry-after"]) == (429, "1"), "one request is many computations"
     client.left.set()
     await asyncio.wait_for(client.task, 5)
 
     assert tasks() == before
+    monkeypatch.undo()
+    assert (await site.ask("/admin/warm/overview", method="POST")).status_code == 200

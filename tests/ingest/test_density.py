@@ -3,6 +3,7 @@ import gzip
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from nexcache.ingest import density
 from nexcache.ingest.density import LARGE, check_json, check_protobuf
 from nexcache.ingest.payload import MalformedOtlp, MediaType
 from nexcache.ingest.spans import count_spans, read_request
@@ -67,9 +68,45 @@ def test_a_large_real_batch_passes() -> None:
 
 def test_fields_that_nobody_knows_are_skipped() -> None:
     unknown = b"\xa0\x06\x01" + b"\xa1\x06" + b"8" * 8 + b"\xa5\x06" + b"4" * 4 + b"\xa2\x06\x01x"
-    body = unknown * 20_000
+    body = unknown * 8 + wrapped(7, b"x" * LARGE)
     assert len(body) > LARGE
     assert count_spans(read_request(MediaType.PROTOBUF, body)).accepted == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"\0" * LARGE * 2, id="zeros"),
+        pytest.param(b" " * LARGE * 2, id="spaces"),
+        pytest.param(b"9" * LARGE * 2, id="digits"),
+        pytest.param(wrapped(1, b" " * LARGE * 2), id="spaces in a resource"),
+        pytest.param(in_span(b"\x30\x01" * LARGE), id="kinds"),
+        pytest.param(in_span(b"\x30\x01" * 40) * LARGE, id="spans of kinds"),
+        pytest.param(b"\x0a\x00" * LARGE, id="empty resources"),
+    ],
+)
+def test_what_is_no_span_is_refused_where_it_begins(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 MiB of spaces, which are 20 kB of gzip, would keep the process busy for eight seconds."""
+    steps, varint = 0, density._varint
+
+    def counted(body: bytes, at: int) -> tuple[int, int]:
+        nonlocal steps
+        steps += 1
+        return varint(body, at)
+
+    monkeypatch.setattr(density, "_varint", counted)
+    with pytest.raises(MalformedOtlp):
+        check_protobuf(body)
+    assert steps < 200_000
+
+
+def test_the_barest_spans_that_an_exporter_sends_are_taken() -> None:
+    request = protobuf_batch("cart", spans=20_000, attributes={})
+    for span in request.resource_spans[0].scope_spans[0].spans:
+        span.name = "x"
+    body = request.SerializeToString()
+    assert len(body) > LARGE
+    assert count_spans(read_request(MediaType.PROTOBUF, body)).accepted == 20_000
 
 
 def test_small_bodies_are_not_looked_through() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexcache.semantics.headers import end_to_end, first, is_sendable, members, spellings, values
+from nexcache.semantics.headers import end_to_end, first, is_end_to_end, is_sendable, members, spellings, values
 
 HEADERS = ((b"Vary", b"A, b"), (b"x", b"1"), (b"VARY", b" ,C,"), (b"x", b"2"))
 
@@ -45,10 +45,18 @@ def test_what_could_split_a_message_is_not_sendable(bad: bytes) -> None:
     assert not is_sendable([(bad, b"1")])
 
 
-@given(st.lists(st.tuples(st.binary(), st.binary())))
-def test_everything_else_is_sendable(headers: list[tuple[bytes, bytes]]) -> None:
-    clean = all(char not in name + value for name, value in headers for char in b"\r\n\0")
+@given(st.lists(st.tuples(st.binary(max_size=3), st.binary(max_size=3))))
+def test_a_name_is_a_token_and_a_value_has_no_control_characters(headers: list[tuple[bytes, bytes]]) -> None:
+    token = set(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    control = (set(range(32)) | {127}) - {9}
+    clean = all(name and set(name) <= token and not set(value) & control for name, value in headers)
     assert is_sendable(headers) is clean
+
+
+@pytest.mark.parametrize("name", [b"connection", b"Transfer-Encoding", b"te", b"upgrade", b"keep-alive", b"trailer"])
+def test_a_field_of_one_connection_is_not_end_to_end(name: bytes) -> None:
+    assert not is_end_to_end([(b"a", b"1"), (name, b"x")])
+    assert is_end_to_end([(b"a", b"1"), (b"content-length", b"1")])
 
 
 def test_a_name_has_a_spelling_for_every_choice_of_its_hyphens() -> None:
