@@ -24,6 +24,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Understand": {
         "tenants.md": "Tenants and security",
+        "security.md": "Security, threat by threat",
         "guarantee.md": "The guarantee",
         "ingest.md": "Ingest",
         "functions.md": "Functions and values",

@@ -267,7 +267,7 @@ def flood(target: Target, given: Input, tier: str) -> Leak:
             path, more = path.replace(word, value), [(name, text.replace(word, value)) for name, text in more]
         requests.append(write("GET", path, [*fields, *more]))
     for start in range(0, len(requests), 32):
-        target.wire.many(requests[start : start + 40])
+        target.wire.many(requests[start : start + 32])
     target.settle()
     stored = [
         key for key in target.valkey.ask("KEYS", f"nexarch:{noisy}:*") if key.count(b":") == 3 and b":@" not in key
