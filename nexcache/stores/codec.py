@@ -166,7 +166,9 @@ def _entry(fields: Any) -> Entry | None:
         return None
     if not (200 <= status <= 599 and 0 <= initial_age < _OLDEST):  # noqa: PLR2004
         return None
-    if not (is_sendable(((b"etag", etag), *headers)) and is_end_to_end(headers)):
+    # a field of the cache's own, such as what a response varies by, has a name that no message can have
+    named = tuple((name.removeprefix(b":"), value) for name, value in headers)
+    if not (is_sendable(((b"etag", etag), *named)) and is_end_to_end(named)):
         return None
     if any(length != b"%d" % len(body) for length in values(headers, b"content-length")):
         return None
