@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -19,7 +19,7 @@ from nexcache.stores.redis import RedisStore, Target, TrustedEpoch
 from nexcache.telemetry.events import Emitter
 from nexcache.testing import FakeClock
 from nexcache.value_codec import NotEncodable, Types
-from nexcache.values import Backend, Delete, MemoryValues, RedisValues
+from nexcache.values import Backend, Delete, MemoryValues, NotAsked, Operation, Put, RedisValues
 from tests.servers import Valkey
 
 HOUR = 3600.0
@@ -455,3 +455,39 @@ async def test_a_session_that_is_ended_while_it_goes_over_does_not_come_back(own
         await going_over
 
         assert await sessions.get(begun.id) is None
+
+
+class SlowToAnswer:
+    """A store that is away at first, and then has done what it was asked to before it says so."""
+
+    def __init__(self, values: MemoryValues) -> None:
+        self._values = values
+        self.away = True
+        self.done = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def carry_out(self, operations: Sequence[Operation]) -> list[Any]:
+        if self.away:
+            raise NotAsked("breaker", "away")
+        answers = await self._values.carry_out(operations)
+        if isinstance(operations[0], Put):
+            self.done.set()
+            await self.answers.wait()
+        return answers
+
+
+async def test_a_session_that_is_ended_before_the_store_says_that_it_has_it_is_ended_there_too(
+    clock: FakeClock,
+) -> None:
+    store = SlowToAnswer(MemoryValues(clock=clock))
+    sessions = made(store, clock, memory=MemoryValues(clock=clock))
+    begun = await sessions.create({"a": 1})
+    store.away = False
+
+    going_over = asyncio.create_task(sessions.get(begun.id))
+    await store.done.wait()
+    assert await sessions.delete(begun.id)
+    store.answers.set()
+    await going_over
+
+    assert await sessions.get(begun.id) is None
