@@ -69,6 +69,17 @@ _SCHEMAS: Final = {
             "entries": _or_null(_COUNT),
             "bytes": _or_null(_COUNT),
             "estimated": _FLAG,
+            "quota": _or_null(
+                _object(
+                    {
+                        "limit": _or_null(_COUNT),
+                        "used": _or_null(_COUNT),
+                        "entries": _object({"limit": _or_null(_COUNT), "used": _or_null(_COUNT)}),
+                        "fills_per_second": _or_null(_COUNT),
+                        "refused": _COUNT,
+                    }
+                )
+            ),
             "saved": _object(_SAVED),
             "operations": {
                 "type": "object",
