@@ -129,6 +129,7 @@ _SCHEMAS: Final = {
     ),
     "Tags": _page("tags", _object({"tag": _TEXT, "entries": _COUNT}), estimated=_FLAG),
     "Tenants": _page("tenants", _object({"id": _or_null(_TEXT), "name": _TEXT}), estimated=_FLAG),
+    "Forgotten": _object({"tenant": _TEXT, "removed": _COUNT, "done": _FLAG}),
     "Alerts": _object(
         {
             "alerts": {
