@@ -690,7 +690,8 @@ class NexCache:
         if parts.vault is not None:
             await parts.vault.shred(tenant)
         here = self.entries.forget(tenant)
-        here += parts.memory_values.forget(self.keys.values(tenant))
+        for family in (self.keys.values(tenant), self.keys.sessions(tenant)):
+            here += parts.memory_values.forget(family)
         parts.limits.forget(self.keys.limits(tenant))
         parts.ledger.forget(tenant)
         parts.recent.forget(tenant)

@@ -153,7 +153,7 @@ async def test_two_processes_together_keep_exactly_what_the_quota_permits(redis_
         await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            textwrap.dedent(WORKER),
+            WORKER,
             redis_url,
             name,
             stdin=subprocess.PIPE,
