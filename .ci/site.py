@@ -30,6 +30,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "functions.md": "Functions and values",
         "sessions.md": "Sessions",
         "rate-limits.md": "Rate limits",
+        "quotas.md": "Quotas",
         "http.md": "HTTP caching",
         "proxy.md": "As a proxy",
     },

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar
 from weakref import WeakSet
@@ -13,9 +14,10 @@ from nexcache.admission import Admission
 from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
-from nexcache.errors import ConfigurationError
+from nexcache.errors import ConfigurationError, StoreUnavailable
 from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.fill_lease import FillLeases
+from nexcache.forgetting import Forgotten, forget
 from nexcache.functions import Calls, Decorator, Options, Tags, TenantOf, question_of_parts
 from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
@@ -93,6 +95,7 @@ class NexCache:
         self._parts = build(self.settings, store=store, credentials=credential_provider)
         self._inside = self.emitter.listeners
         self._longest_ttl = 0.0
+        self._entries_live(max(self.settings.tenant_ttls.values(), default=0.0))
         _caches.add(self)
         self._told = False
         self.enabled: bool = self.settings.enabled
@@ -198,15 +201,24 @@ class NexCache:
             self._entries_live(policy.window.longest)
         return ttl
 
-    def ttl_for(self, operation: str, given: Duration | None) -> float:
-        """Return for how many seconds an operation's results are kept: CACHE_TTL_<OP>, what is given, the default."""
-        ttl = self.settings.ttl_of(operation)
+    def ttl_for(self, operation: str, given: Duration | None, *, tenant: str | None = None) -> float:
+        """Return for how many seconds an operation's results are kept.
+
+        CACHE_TENANT_TTLS, then CACHE_TTL_<OP>, what is given, the default.
+        """
+        ttl = self.settings.tenant_ttl(tenant, operation) if tenant is not None else None
+        if ttl is None:
+            ttl = self.settings.ttl_of(operation)
         if ttl is None:
             ttl = self.settings.ttl_seconds if given is None else seconds(given, "ttl")
             if not 0 < ttl <= LONGEST:
                 raise ConfigurationError(f"{operation}: ttl must be more than 0 seconds and at most 30 days")
         self._entries_live(ttl)
         return ttl
+
+    def tenant_ttl(self, tenant: str, operation: str) -> float | None:
+        """Return the seconds that CACHE_TENANT_TTLS sets for a tenant's operation; None: none."""
+        return self.settings.tenant_ttl(tenant, operation)
 
     def _entries_live(self, ttl: float) -> None:
         if ttl > self._longest_ttl:
@@ -653,6 +665,56 @@ class NexCache:
         rate = Rate(limit, seconds(window, "window"))
         decision = await self.rate_limit(rate, name="api", algorithm=Algorithm.FIXED_WINDOW).check(api, tenant=tenant)
         return decision.allowed, decision.count
+
+    # --- maintenance ---------------------------------------------------------------------------------------
+
+    async def forget(
+        self,
+        tenant: str,
+        *,
+        resume: Forgotten | None = None,
+        progress: Callable[[Forgotten], None] | None = None,
+    ) -> Forgotten:
+        """Remove everything that there is of a tenant, for good, on all nodes.
+
+        That is its entries, generations, values, sessions, rate limits, quota account, statistics and encryption key.
+        First nothing of it can be read any more; then the store is looked through in steps that hold up nobody, after
+        each of which `progress` is told how far it is. Repeating it is harmless, and `resume` goes on where it ended.
+        What the tenant's requests do meanwhile is new. Raises InvalidName for a bad name, and StoreError if the
+        store does not answer; what was done until then stays done.
+        """
+        done = await self.invalidate(tenant, "*", wait="strict")
+        if not done.acknowledged:
+            raise StoreUnavailable("connection", "the store does not answer: the tenant is not forgotten")
+        parts = self._parts
+        if parts.vault is not None:
+            await parts.vault.shred(tenant)
+        here = self.entries.forget(tenant)
+        for family in (self.keys.values(tenant), self.keys.sessions(tenant)):
+            here += parts.memory_values.forget(family)
+        parts.limits.forget(self.keys.limits(tenant))
+        parts.ledger.forget(tenant)
+        parts.recent.forget(tenant)
+        if parts.sweeps is None:
+            so_far = Forgotten(tenant, here, done=True)
+            if progress is not None:
+                progress(so_far)
+            return so_far
+        begun = resume if resume is not None and resume.tenant == tenant else Forgotten(tenant)
+        so_far = begun = replace(begun, removed=begun.removed + here)
+        async for so_far in forget(parts.sweeps, self.keys, tenant, resume=begun):
+            if progress is not None:
+                progress(so_far)
+        return so_far
+
+    async def mend(self) -> int:
+        """Give those entries and generations in the store an expiry that have none; returns how many now have one.
+
+        What is kept on purpose (values, sessions) is not touched. Raises StoreUnavailable if a server does not answer.
+        """
+        if self._parts.mends is None:
+            return 0
+        return await self._parts.mends(int(LONGEST * 1000))
 
     @property
     def queued(self) -> int:

@@ -21,6 +21,7 @@ from nexcache.invalidation.view import View
 from nexcache.key import CacheKey, KeySpace
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
+from nexcache.quota import Quota, Quotas
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare, time_to_live
 from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
@@ -244,6 +245,23 @@ class Memory:
         held = lifetime if self._ages is None else lifetime + entry.response.kept_on
         return live if self._entries.put(key.name, live, size=entry.size, lifetime=held) else None
 
+    def held_by(self, prefix: bytes) -> tuple[int, int]:
+        """Return how many entries a tenant has here, and their bytes."""
+        return self._entries.share_of(prefix)
+
+    def with_entry(self, name: bytes, entry: Entry) -> tuple[int, int]:
+        """Return how many entries a tenant would have here, and their bytes, if it had this one too."""
+        entries, held = self._entries.share_of(name)
+        before = self._entries.size_of(name)
+        return entries + (not before), held - before + self._entries.cost(name, entry.size)
+
+    def forget(self, prefix: bytes) -> int:
+        """Forget the entries whose keys begin with `prefix`; returns how many there were."""
+        names = [name for name in self._entries if name.startswith(prefix)]
+        for name in names:
+            self._forget(self._entries.pop(name))
+        return len(names)
+
     def clear(self) -> None:
         """Forget every entry."""
         self._entries.clear()
@@ -297,6 +315,11 @@ class Local:
     def lifetime(self) -> float:
         """Seconds for which a generation lives from its last capture."""
         return self._generations.ttl_ms / 1000
+
+    def forget(self, prefix: bytes) -> int:
+        """Forget the entries and generations whose keys begin with `prefix`; returns how many entries."""
+        self._store.forget(prefix)
+        return self.memory.forget(prefix)
 
     def lookup(self, key: CacheKey, stale_for: float = 0.0) -> Found | Missing:
         """Look an entry up by its key, one that is stale for no longer than this included."""
@@ -353,8 +376,10 @@ class Shared:
         emitter: Emitter,
         observe: Callable[[Sequence[bytes], Reading], None],
         vault: Seals | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._observe = observe
+        self._quotas = quotas
         self._vault = vault
         self._store = store
         self._keys = keys
@@ -466,8 +491,8 @@ class Shared:
         """Read the generations of tags that became known only now; None if they may have changed meanwhile."""
         return await self._generations.extend(key, names, snapshot)
 
-    async def keep(self, key: CacheKey, entry: Entry) -> bool:
-        """Keep an entry unless its generations have changed meanwhile; raises StoreError."""
+    async def keep(self, key: CacheKey, entry: Entry, quota: Quota | None = None) -> bool:
+        """Keep an entry unless its generations have changed meanwhile; raises StoreError and OverQuota."""
         names = [name for name, _ in entry.generations]
         reading = await self._store.read(names)
         self._observe(names, reading)
@@ -482,7 +507,10 @@ class Shared:
             return False
         ttl_ms = int(min(entry.response.ttl + entry.response.kept_on, LONGEST) * 1000)
         value = self._codec.encode(key.name, entry, await self._seal(key.tenant))
-        await self._store.write(key.name, value, ttl_ms=ttl_ms)
+        if quota is not None and self._quotas is not None:
+            await self._quotas.write(key.tenant, quota, key.name, value, ttl_ms=ttl_ms)
+        else:
+            await self._store.write(key.name, value, ttl_ms=ttl_ms)
         return True
 
     async def _seal(self, tenant: str, deadline: float | None = None) -> Seal | None:
@@ -505,7 +533,10 @@ class Entries:
         invalidations: Invalidations,
         emitter: Emitter,
         fallback_ttl: float,
+        quotas: Quotas | None = None,
     ) -> None:
+        self.quotas: Quotas | None = quotas
+        """What tenants may hold; None: nobody has a quota."""
         self._keys = keys
         self._local = local
         self._shared = shared
@@ -656,10 +687,11 @@ class Entries:
         """Keep a response under the generations that it was computed under, where they were captured.
 
         `named` are the generations of the tags that the response itself names. Returns False if one of them may have
-        changed since the capture, and None if the store did not take it.
+        changed since the capture, and None if the store did not take it. Raises OverQuota.
         """
         if snapshot.lost:
             return None
+        quota = self.quotas.of(key.tenant) if self.quotas is not None else None
         try:
             pairs = await self._pairs(key, snapshot, named)
         except StoreError:
@@ -667,9 +699,13 @@ class Entries:
         if pairs is None:
             return False
         entry = Entry(key.request, response, pairs, snapshot.captured)
+        if quota is not None and self.quotas is not None:
+            await self.quotas.admit(key.tenant, quota)
         if snapshot.tier is Tier.REDIS and self._shared is not None:
             try:
-                kept: bool | None = await self._shared.keep(key, entry)
+                kept: bool | None = await self._shared.keep(
+                    key, entry, quota if quota is not None and quota.holds else None
+                )
             except StoreError:
                 return None
             if kept:
@@ -679,6 +715,9 @@ class Entries:
                 if self._fallback_ttl <= 0:
                     return None
                 entry = replace(entry, response=_shortened(response, self._fallback_ttl))
+            if quota is not None and self.quotas is not None and quota.holds:
+                entries, held = self._local.memory.with_entry(key.name, entry)
+                self.quotas.account(key.tenant, quota, entries, held, kept=quota.permits(entries, held))
             kept = self._local.keep(key, entry, counts)
         if kept:
             counts.stored(snapshot.tier)
@@ -704,6 +743,11 @@ class Entries:
                 return None
             captured.update(zip(unknown, tokens, strict=True))
         return tuple((name, captured[name]) for name in dict.fromkeys((*key.generations[: key.base], *named)))
+
+    def forget(self, tenant: str) -> int:
+        """Forget what this process holds of a tenant; returns how many entries there were."""
+        prefix = self._keys.prefix(tenant)
+        return self._local.forget(prefix) + (self._l1.forget(prefix) if self._l1 is not None else 0)
 
     async def aclose(self) -> None:
         """Let what is under way in the background end."""

@@ -38,6 +38,10 @@ class ValueUnreadable(NexCacheError, ValueError):  # noqa: N818 - reads as what 
     """A kept value is there but cannot be used: corrupt, forged, or of a class that is not known here."""
 
 
+class OverQuota(NexCacheError):  # noqa: N818 - reads as what it says
+    """A tenant holds, or keeps each second, as much as its quota permits; nothing was kept."""
+
+
 class StoreError(NexCacheError):
     """The store did not do what it was asked to; nothing is known of the value."""
 

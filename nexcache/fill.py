@@ -124,6 +124,8 @@ class Fill:
         """The whole answer, once it is there."""
         self.not_stored: NotStoredReason | None = None
         """Why nothing is, or was, stored; None as long as that is open."""
+        self.refused: NotStoredReason | None = None
+        """Why it is known from the start that it will not be stored; others may have it all the same."""
         self.finished: bool = False
         """The last message of the answer was sent; the app may have more to do in the background."""
         self._headers: Headers | None = None

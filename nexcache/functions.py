@@ -31,7 +31,7 @@ from typing import (
 from nexcache import tenants
 from nexcache.collapse import UntilSent
 from nexcache.entries import Entries, Found, Live, Missing, Raw
-from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NoTenant
+from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NoTenant, OverQuota
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.generations import Snapshot
@@ -65,7 +65,12 @@ _AWAITED: Final = 30.0
 _DETACHED: Final = 30.0
 """Seconds that a computation may go on after its caller has left."""
 _READ_ANEW: Final = object()
-_END: Final = {None: End.OVER, NotStoredReason.INVALIDATED: End.OVER, NotStoredReason.BACKEND: End.LOST}
+_END: Final = {
+    None: End.OVER,
+    NotStoredReason.INVALIDATED: End.OVER,
+    NotStoredReason.QUOTA: End.OVER,
+    NotStoredReason.BACKEND: End.LOST,
+}
 """What other nodes are told of a result that was kept, or not for this reason; of all others, that it is alone."""
 
 
@@ -273,9 +278,12 @@ class Calls:
                     status=200, headers=(), body=written.body, etag=b"", stored_at=time.time(), ttl=question.ttl
                 )
                 with question.span.put(question.operation) if question.span is not None else nullcontext():
-                    kept = await self._entries.keep(lead.key, lead.snapshot, response, question.counts)
-                if not kept:
-                    reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
+                    try:
+                        kept = await self._entries.keep(lead.key, lead.snapshot, response, question.counts)
+                        if not kept:
+                            reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
+                    except OverQuota:
+                        reason = NotStoredReason.QUOTA
             if reason is not None:
                 self._emitter.emit(NotStored(question.operation, question.tenant, reason))
         finally:
@@ -596,7 +604,7 @@ class CallCache(Protocol):
     def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
         """Whether an operation is switched off, for all tenants or for this one."""
 
-    def ttl_for(self, operation: str, ttl: Duration | None) -> float:
+    def ttl_for(self, operation: str, ttl: Duration | None, *, tenant: str | None = None) -> float:
         """Return the seconds for which results are kept, settings included."""
 
     async def start(self) -> None:
@@ -719,7 +727,7 @@ class Asker:
             key=key,
             raw=(self.identity, tenant, self.operation, packed),
             codec=self.codec,
-            ttl=self.cache.ttl_for(self.operation, self.options.ttl),
+            ttl=self.cache.ttl_for(self.operation, self.options.ttl, tenant=tenant),
             max_size=self._max_size,
             keeps=self._keeps_value,
             counts=self.cache.counts.of(tenant, self.operation),

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
-from nexcache.errors import OriginFailed
+from nexcache.errors import OriginFailed, OverQuota
 from nexcache.fill import Failed, Fill, Outcome, Unstorable
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
@@ -639,9 +639,12 @@ class HttpCache:
         response = self._stored(old.status, kept, old.body, received, old.cost)
         if asking.captured is not None:
             tags = named_by(visit.target, response.headers)
-            visit.kept = bool(
-                await self._variants.replace(stored.key, response, asking.captured, visit.counts, tags=tags)
-            )
+            try:
+                visit.kept = bool(
+                    await self._variants.replace(stored.key, response, asking.captured, visit.counts, tags=tags)
+                )
+            except OverQuota:
+                self._not_stored(visit, NotStoredReason.QUOTA)
         return response, kept.facts
 
     def _stands_in(self, visit: Visit, asking: _Asking) -> bool:
@@ -712,19 +715,22 @@ class HttpCache:
         if response.status == PARTIAL and not is_whole_part(response.headers, response.body):
             return NotStoredReason.PARTIAL
         with visit.span.put(OPERATION) if visit.span is not None else nullcontext():
-            kept = await self._variants.keep(
-                place,
-                response,
-                captured,
-                visit.counts,
-                varies=keepable.varies,
-                known=selected.known,
-                tags=named_by(visit.target, response.headers),
-            )
+            try:
+                kept = await self._variants.keep(
+                    place,
+                    response,
+                    captured,
+                    visit.counts,
+                    varies=keepable.varies,
+                    known=selected.known,
+                    tags=named_by(visit.target, response.headers),
+                )
+                reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
+            except OverQuota:
+                kept, reason = False, NotStoredReason.QUOTA
         visit.kept = bool(kept)
         if kept:
             return None
-        reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
         self._not_stored(visit, reason)
         return reason
 

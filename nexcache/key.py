@@ -340,6 +340,12 @@ class KeySpace:
         )
         return self.sessions(tenant) + b"@user:" + hashed.hexdigest().encode()
 
+    def quota(self, tenant: str) -> tuple[bytes, bytes]:
+        """Return the keys of the account of what a tenant holds: its entries by expiry, and their sizes."""
+        encoded = segment(tenant)
+        own = b"nexarch.quota:{" + encoded + b"}:" if self._cluster else b"nexarch.quota:" + encoded + b":"
+        return own + b"entries", own + b"sizes"
+
     def of_restoration(self, tenant: str) -> bytes:
         """Return the key of the lease of whoever restores the registry."""
         return self.prefix(tenant) + b"@restoring"

@@ -8,12 +8,13 @@ operations, whatever the number of processes and of requests.
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nexcache.entries import Memory
 from nexcache.errors import StoreError, StoreUnavailable
 from nexcache.key import KeySpace, name_of, segment
+from nexcache.quota import Quotas, QuotaUse
 from nexcache.savings import saving
 from nexcache.stores.base import Store, Usage
 from nexcache.telemetry.counts import FIELDS, OTHER_TENANTS, Counts, Latency, OperationCounts
@@ -43,6 +44,8 @@ class Statistics:
     """Seconds since the epoch."""
     merged: bool
     """The figures are those of all processes; otherwise of this one."""
+    quota: QuotaUse | None = None
+    """None: the tenant has none."""
 
     def as_dict(self) -> dict[str, object]:
         """Give the document that `GET /stats` answers."""
@@ -58,6 +61,7 @@ class Statistics:
             "entries": self.usage.entries if self.usage else None,
             "bytes": self.usage.bytes if self.usage else None,
             "estimated": bool(self.usage and self.usage.estimated),
+            "quota": self.quota.as_dict() if self.quota is not None else None,
             "operations": {
                 name: {**_figures(counts), "saved": saved[name].as_dict(), **_held(self.usage, name)}
                 for name, counts in sorted(self.operations.items())
@@ -77,8 +81,10 @@ class Ledger:
         keys: KeySpace,
         memory: Memory,
         shared: Store | None,
+        quotas: Quotas | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._quotas = quotas
         self._counts = counts
         self._keys = keys
         self._memory = memory
@@ -119,6 +125,16 @@ class Ledger:
 
     async def of(self, tenant: str, *, usage: bool = True) -> Statistics:
         """Return a tenant's statistics, of all processes if the store answers; `usage`: what it holds, too."""
+        statistics = await self._of(tenant, usage=usage)
+        if self._quotas is None:
+            return statistics
+        try:
+            quota = await self._quotas.use(tenant, lambda: self._memory.held_by(self._keys.prefix(tenant)))
+        except StoreError:
+            quota = self._quotas.unasked(tenant)
+        return replace(statistics, quota=quota)
+
+    async def _of(self, tenant: str, *, usage: bool) -> Statistics:
         own = {name: counts for who, name, counts in self._counts if who == tenant}
         if self._shared is None:
             held = self._memory.usage(self._keys.prefix(tenant)) if usage else None
@@ -130,6 +146,16 @@ class Ledger:
         except StoreError:
             return _statistics(tenant, own, None, self._since, merged=False)
         return _statistics(tenant, _merged(numbers), held, numbers.get(_SINCE, self._since), merged=True)
+
+    def forget(self, tenant: str) -> None:
+        """Forget what this process has counted of a tenant."""
+        self._counts.forget(tenant)
+        self._trends.forget(tenant)
+        for known in (self._written, self._noted):
+            for pair in [pair for pair in known if pair[0] == tenant]:
+                del known[pair]
+        if self._quotas is not None:
+            self._quotas.forget(tenant)
 
     async def flush(self, only: str | None = None) -> None:
         """Add what happened since the last time to the store; what cannot be added waits for the next."""

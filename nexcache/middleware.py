@@ -18,7 +18,7 @@ from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route
 from nexcache.collapse import Elsewhere
 from nexcache.compression import compressed
 from nexcache.entries import Found, Missing, Raw
-from nexcache.errors import ConfigurationError, InvalidName
+from nexcache.errors import ConfigurationError, InvalidName, OverQuota
 from nexcache.explain import Behind, Examined
 from nexcache.fill import Complete, Failed, Fill, Outcome, Over, Overdue, Unstorable
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
@@ -72,6 +72,9 @@ Resolved: TypeAlias = str | Awaitable[str | None] | None
 
 class ResponseCache(Caching, Protocol):
     """What the middleware needs of a cache."""
+
+    def tenant_ttl(self, tenant: str, operation: str) -> float | None:
+        """Return the seconds that settings name for a tenant's operation, if they do."""
 
     @property
     def enabled(self) -> bool:
@@ -370,7 +373,7 @@ class CacheMiddleware:
     async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
         policy, cache, scope = request.policy, self._cache, request.scope
-        covered = self._covered(request.matched, scope)
+        covered = self._covered(request.matched, scope, request.tenant)
         if isinstance(covered, TagsInvalid):
             await self._bypass(request, Bypass.KEY_TOO_LONG)
             return
@@ -573,7 +576,7 @@ class CacheMiddleware:
         keyed = self._headers.read(method, scope["headers"], policy)
         if isinstance(keyed, Bypass):
             return replace(examined, bypass=keyed)
-        covered = self._covered(matched, scope)
+        covered = self._covered(matched, scope, tenant)
         if isinstance(covered, TagsInvalid):
             return replace(examined, bypass=Bypass.KEY_TOO_LONG)
         scope = {**scope, "query_string": covered.query}
@@ -582,11 +585,12 @@ class CacheMiddleware:
             return replace(examined, bypass=Bypass.KEY_TOO_LONG)
         return replace(examined, ttl=covered.ttl, principal=principal, fields=keyed.fields, tags=covered.tags, key=key)
 
-    def _covered(self, matched: Matched, scope: Scope) -> Covered | TagsInvalid:
+    def _covered(self, matched: Matched, scope: Scope, tenant: str) -> Covered | TagsInvalid:
         """Say what the answer to a request depends on, for how long it is kept, and what the handler is asked for."""
-        return covered_by(
-            matched.policy, matched.parameters, scope["query_string"], ttl=self._ttl[matched.index], now=time.time()
-        )
+        ttl = self._cache.tenant_ttl(tenant, matched.policy.op)
+        if ttl is None:
+            ttl = self._ttl[matched.index]
+        return covered_by(matched.policy, matched.parameters, scope["query_string"], ttl=ttl, now=time.time())
 
     def _note(self, request: _Request, keyed: Keyed, *, hit: bool = False) -> None:
         """Remember what was asked for, but not by whom."""
@@ -930,6 +934,8 @@ class CacheMiddleware:
         began = time.perf_counter()
         admitted = cache.admission.admits(key.name)
         turn, request.turn = request.turn, None
+        quotas = cache.entries.quotas
+        over = quotas is not None and quotas.is_over(key.tenant)
 
         named: tuple[bytes, ...] | None = None
 
@@ -953,12 +959,17 @@ class CacheMiddleware:
             with span.put(policy.op) if span is not None else nullcontext():
                 if policy.compress:
                     response = await compressed(response)
-                kept = await cache.entries.keep(key, snapshot, response, counts, named)
+                try:
+                    if over and quotas is not None:
+                        quotas.refuse(key.tenant)
+                    kept = await cache.entries.keep(key, snapshot, response, counts, named)
+                    reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
+                except OverQuota:
+                    kept, reason = False, NotStoredReason.QUOTA
             if refreshing is not None:
                 refreshing.kept = bool(kept)
             if kept:
                 return None
-            reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
             cache.emitter.emit(NotStored(policy.op, key.tenant, reason, key.hash))
             return reason
 
@@ -987,6 +998,7 @@ class CacheMiddleware:
             around=span.fill(policy.op) if span is not None else None,
         )
         current.reset(token)
+        fill.refused = NotStoredReason.QUOTA if over else None
         cache.flights.add(key, snapshot, fill, shared=shared)
         if lease is not None:
             lease.keep(self._hard_limit[index])
@@ -1147,7 +1159,7 @@ def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _R
     headers: list[tuple[bytes, bytes]] = list(message["headers"])
     if request.policy.compress and is_encodable(message["status"], headers):
         headers = list(varying_by_encoding(tuple(headers)))
-    complete, reason = fill.complete, fill.not_stored
+    complete, reason = fill.complete, fill.not_stored or fill.refused
     detail = reason if reason is not None else Tier.FALLBACK if snapshot.tier is Tier.FALLBACK else None
     stored = complete is not None and reason is None
     status = (cache_status.NAME, cache_status.forwarded("uri-miss", stored=stored, detail=detail))

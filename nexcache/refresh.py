@@ -151,6 +151,13 @@ class Recent:
         if grown:
             self._operations.grow(name, by=grown)
 
+    def forget(self, tenant: str) -> None:
+        """Forget what a tenant has asked for."""
+        begin = f"{len(tenant)}:{tenant}".encode("utf-8", "surrogatepass")
+        for name in [name for name in self._operations if name.startswith(begin)]:
+            self._operations.pop(name)
+        self._hottest.pop(tenant.encode("utf-8", "surrogatepass"))
+
     def samples(self) -> bool:
         """Whether this hit is one of those that `hit` is to be told of."""
         self._hits += 1

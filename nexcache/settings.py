@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
@@ -13,7 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings.sources import EnvSettingsSource
 
 from nexcache.errors import ConfigurationError
+from nexcache.key import name_of, segment
 from nexcache.policy import LONGEST, seconds, size_in_bytes
+from nexcache.quota import Quota
 from nexcache.tenants import ApiKey
 
 FROM_FILES: Final = (
@@ -83,6 +85,19 @@ class Settings(BaseSettings):
 
     Names in upper case, other characters as `_`.
     """
+    tenant_ttls: Annotated[dict[str, float], NoDecode] = Field(
+        default_factory=dict, validation_alias=AliasChoices("CACHE_TENANT_TTLS")
+    )
+    """`tenant=duration,tenant/operation=duration`; they win over the TTLs of operations and policies."""
+    quota_bytes: int | None = Field(None, ge=0, validation_alias=AliasChoices("CACHE_QUOTA_BYTES"))
+    quota_entries: int | None = Field(None, ge=0, validation_alias=AliasChoices("CACHE_QUOTA_ENTRIES"))
+    quota_fills_per_second: int | None = Field(
+        None, ge=1, le=1_000_000, validation_alias=AliasChoices("CACHE_QUOTA_FILLS_PER_SECOND")
+    )
+    quotas: Annotated[dict[str, Quota], NoDecode] = Field(
+        default_factory=dict, validation_alias=AliasChoices("CACHE_QUOTAS")
+    )
+    """`tenant bytes=64MiB entries=10000 fills=50,tenant …`; what one leaves out is as for every tenant."""
     l1_max_bytes: int = Field(64 * 1024 * 1024, ge=0, validation_alias=AliasChoices("CACHE_L1_MAX_BYTES"))
     l1_max_entries: int = Field(100_000, ge=1, validation_alias=AliasChoices("CACHE_L1_MAX_ENTRIES"))
     l1_enabled: bool = Field(default=True, validation_alias=AliasChoices("CACHE_L1_ENABLED"))
@@ -170,6 +185,50 @@ class Settings(BaseSettings):
                 raise ValueError(f"{where} must be more than 0 seconds and at most 30 days")
             durations[_upper(name)] = ttl
         return durations
+
+    @field_validator("tenant_ttls", mode="before")
+    @classmethod
+    def _tenant_ttls(cls, value: Any) -> Any:
+        """Read the durations; characters of a tenant's id such as `,`, `=` and `/` are written percent-encoded."""
+        if isinstance(value, str):
+            pairs = [part.rpartition("=") for part in re.split(r"[,\n]", value) if part.strip()]
+            value = {_tenant_and_operation(name.strip()): duration.strip() for name, _, duration in pairs}
+        durations = {}
+        for name, duration in dict(value).items():
+            ttl = _quietly(seconds, duration)
+            if not name or ttl is None or not 0 < ttl <= LONGEST:
+                raise ValueError(
+                    'is written tenant=duration,tenant/operation=duration, such as "acme=1m,globex/trends=30s"; '
+                    "each duration more than 0 seconds and at most 30 days"
+                )
+            durations[name] = ttl
+        return durations
+
+    @field_validator("quota_bytes", mode="before")
+    @classmethod
+    def _quota_bytes(cls, value: Any) -> Any:
+        size = None if value is None else _quietly(size_in_bytes, value)
+        if size is None and value is not None:
+            raise ValueError('must be bytes or text such as "64MiB"')
+        return size
+
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _quotas(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        quotas: dict[str, Quota] = {}
+        for part in filter(None, (part.strip() for part in re.split(r"[,\n]", value))):
+            name, *limits = part.split()
+            quota = _quota(limits)
+            tenant = name_of(name.encode())
+            if quota is None or tenant in quotas:
+                raise ValueError(
+                    'is written "acme bytes=64MiB entries=10000 fills=50,globex entries=500", each tenant once; '
+                    "fills are those per second"
+                )
+            quotas[tenant] = quota
+        return quotas
 
     @field_validator("alert_webhook")
     @classmethod
@@ -267,6 +326,32 @@ class Settings(BaseSettings):
     def ttl_of(self, operation: str) -> float | None:
         """Return the seconds that `CACHE_TTL_<OPERATION>` sets for an operation, or None."""
         return self.operation_ttls.get(_upper(operation))
+
+    def tenant_ttl(self, tenant: str, operation: str) -> float | None:
+        """Return the seconds that `CACHE_TENANT_TTLS` sets for a tenant's operation, or None."""
+        ttls = self.tenant_ttls
+        if not ttls:
+            return None
+        own = ttls.get(f"{_segment(tenant)}/{_upper(operation)}")
+        return own if own is not None else ttls.get(_segment(tenant))
+
+    @property
+    def default_quota(self) -> Quota:
+        """The quota of a tenant that has none of its own."""
+        return Quota(self.quota_bytes, self.quota_entries, self.quota_fills_per_second)
+
+    @property
+    def tenant_quotas(self) -> Mapping[str, Quota]:
+        """The quotas that tenants have of their own, completed by the default."""
+        default = self.default_quota
+        return {
+            tenant: Quota(
+                default.bytes if own.bytes is None else own.bytes,
+                default.entries if own.entries is None else own.entries,
+                default.fills if own.fills is None else own.fills,
+            )
+            for tenant, own in self.quotas.items()
+        }
 
     def get_redis_url(self) -> str | None:
         """Return the server's URL, password included, from `REDIS_URL` or its parts; None: no server is set.
@@ -375,6 +460,31 @@ def _api_keys(parts: Iterable[str]) -> tuple[ApiKey, ...]:
     if None in keys:
         raise ValueError("is written tenant=sha256:<64 hex digits>, one or more; `nexcache key TENANT` makes one")
     return tuple(key for key in keys if key is not None)
+
+
+def _segment(tenant: str) -> str:
+    return segment(tenant).decode()
+
+
+def _tenant_and_operation(text: str) -> str:
+    """Give the name under which a tenant's duration is found."""
+    tenant, found, operation = text.partition("/")
+    own = _segment(name_of(tenant.encode()))
+    return f"{own}/{_upper(operation)}" if found else own
+
+
+def _quota(limits: Sequence[str]) -> Quota | None:
+    """Read what a tenant may use; None where it says nothing, or what is no limit."""
+    found: dict[str, int] = {}
+    for limit in limits:
+        name, _, text = limit.partition("=")
+        number = _quietly(size_in_bytes, text) if name == "bytes" else int(text) if text.isdecimal() else None
+        if name not in ("bytes", "entries", "fills") or name in found or number is None:
+            return None
+        found[name] = number
+    if not found or not 1 <= found.get("fills", 1) <= 1_000_000:  # noqa: PLR2004
+        return None
+    return Quota(**found)
 
 
 def _upper(operation: str) -> str:

@@ -82,6 +82,13 @@ class Trends:
             if len(self._waiting) > _WAITING:
                 self._waiting.popitem(last=False)
 
+    def forget(self, tenant: str) -> None:
+        """Forget what this process knows of a tenant."""
+        self._own.pop(tenant, None)
+        self._settled.pop(tenant, None)
+        for pair in [pair for pair in self._waiting if pair[0] == tenant]:
+            del self._waiting[pair]
+
     async def deliver(self) -> None:
         """Add what was noted to the store's; what did not even leave waits for the next time. Raises StoreError."""
         if self._shared is None:

@@ -217,6 +217,13 @@ class MemoryValues:
         """How many values are held, expired ones that nobody asked for included."""
         return len(self._values)
 
+    def forget(self, prefix: bytes) -> int:
+        """Remove every value whose key begins with `prefix`; returns how many there were."""
+        gone = [name for name in self._values if name.startswith(prefix)]
+        for name in gone:
+            self._remove(name)
+        return len(gone)
+
     async def carry_out(self, operations: Sequence[Operation]) -> list[Any]:
         """Do all of it now."""
         return [self._one(each) for each in operations]

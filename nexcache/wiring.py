@@ -1,7 +1,8 @@
 """Puts the parts of a cache together. The one file that knows every part."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,12 +15,14 @@ from nexcache.entries import Entries, Local, Memory, Shared
 from nexcache.errors import ConfigurationError
 from nexcache.explain import Explainer, Reasons
 from nexcache.fill_lease import FillLeases
+from nexcache.forgetting import Sweeps
 from nexcache.functions import Calls
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.invalidation.tags import LiveTags, Remembered
 from nexcache.key import KeySpace
 from nexcache.ledger import Ledger
+from nexcache.quota import Quota, Quotas
 from nexcache.rate_limit import LocalCounts, Scripted
 from nexcache.refresh import Recent, Refreshes
 from nexcache.sample import Sampler
@@ -76,6 +79,8 @@ class Parts:
     memory_values: MemoryValues
     limits: LocalCounts
     scripted: Scripted | None
+    sweeps: Sweeps | None
+    mends: Callable[[int], Awaitable[int]] | None
     refreshes: Refreshes
     shadows: Shadows
     vault: "Vault | None"
@@ -122,6 +127,12 @@ def build(
         keys=keys, local=local, shared=store, coherence=coherence, emitter=emitter, counts=counts
     )
     vault = _vault(settings, store, keys)
+    limits = LocalCounts()
+    quotas = None
+    if settings.quotas or settings.default_quota != Quota():
+        quotas = Quotas(
+            default=settings.default_quota, quotas=settings.tenant_quotas, keys=keys, store=store, counts=limits
+        )
     generations: tuple[Generations, ...] = (local_generations,)
     shared = l1 = None
     if store is not None:
@@ -136,6 +147,7 @@ def build(
             emitter=emitter,
             observe=observe,
             vault=vault,
+            quotas=quotas,
         )
         if coherence is not None:
             l1 = Memory(
@@ -161,6 +173,7 @@ def build(
         invalidations=invalidations,
         emitter=emitter,
         fallback_ttl=settings.fallback_ttl_seconds,
+        quotas=quotas,
     )
     if store is not None:
         store.on_recovery = entries.store_came_back
@@ -180,6 +193,7 @@ def build(
             held.size[0] / settings.l1_max_entries, held.size[1] / settings.l1_max_bytes if settings.l1_max_bytes else 0
         ),
         wrong=lambda: shadows.worst,
+        quota=lambda: quotas.worst if quotas is not None else None,
     )
     webhook = settings.alert_webhook
     watch = Watch(
@@ -212,7 +226,7 @@ def build(
         generations=generations,
         store=store if store is not None else local,
         started=_started(settings, store, signs=codec.signs),
-        ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store),
+        ledger=Ledger(counts=counts, keys=keys, memory=memory, shared=store, quotas=quotas),
         switches=Switches(store),
         recent=recent,
         calls=Calls(
@@ -221,8 +235,10 @@ def build(
         codec=codec,
         values=memory_values if store is None else RedisValues(store),
         memory_values=memory_values,
-        limits=LocalCounts(),
+        limits=limits,
         scripted=store,
+        sweeps=store,
+        mends=partial(_mend, store) if store is not None else None,
         refreshes=Refreshes(),
         shadows=shadows,
         vault=vault,
@@ -283,6 +299,12 @@ def _leases(store: "RedisCommands | None", coherence: "Coherence | None") -> Fil
     if coherence is not None:
         coherence.on_announcement(leases.received)
     return leases
+
+
+async def _mend(store: "RedisCommands", ttl_ms: int) -> int:
+    from nexcache.stores.inspection import mend  # noqa: PLC0415 - only for this
+
+    return await mend(store.target, ttl_ms)
 
 
 def _observe_nothing(keys: Sequence[bytes], reading: Reading) -> None:

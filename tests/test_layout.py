@@ -93,6 +93,8 @@ LAYERS: Final = {
         switches
         refresh
         rate_limit
+        quota
+        forgetting
         vault
         stores.sealing
         testing

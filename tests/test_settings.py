@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import AliasChoices, SecretStr, ValidationError
 
 from nexcache.errors import ConfigurationError
+from nexcache.quota import Quota
 from nexcache.settings import FROM_FILES, Settings, in_workers, parse_redis_url
 from nexcache.tenants import ApiKey
 
@@ -80,6 +81,11 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_MAX_CONNECTIONS", "20", "max_connections", 20),
         ("REDIS_MAX_CONNECTIONS", "20", "max_connections", 20),
         ("CACHE_DEFAULT_TENANT", "acme", "default_tenant", "acme"),
+        ("CACHE_TENANT_TTLS", "acme=1m,a%2Cb/x-y=30", "tenant_ttls", {"acme": 60.0, "a%2Cb/X_Y": 30.0}),
+        ("CACHE_QUOTA_BYTES", "1MiB", "quota_bytes", 1024**2),
+        ("CACHE_QUOTA_ENTRIES", "5", "quota_entries", 5),
+        ("CACHE_QUOTA_FILLS_PER_SECOND", "5", "quota_fills_per_second", 5),
+        ("CACHE_QUOTAS", "acme entries=5 fills=2", "quotas", {"acme": Quota(entries=5, fills=2)}),
         ("CACHE_TTL_SECONDS", "600", "ttl_seconds", 600.0),
         ("CACHE_TTL_SECONDS", "10m", "ttl_seconds", 600.0),
         ("CACHE_L1_MAX_BYTES", "1MiB", "l1_max_bytes", 1024**2),

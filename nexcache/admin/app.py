@@ -20,8 +20,9 @@ from nexcache.admin.openapi import openapi
 from nexcache.admin.page import Page
 from nexcache.alerts import Alert
 from nexcache.asgi import Headers, Receive, Scope, Send
-from nexcache.errors import ConfigurationError, InvalidName
+from nexcache.errors import ConfigurationError, InvalidName, StoreError
 from nexcache.explain import Explanation
+from nexcache.forgetting import Forgotten
 from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets, check_name, is_glob, matches
@@ -96,6 +97,9 @@ class Administered(Protocol):
 
     async def preview_targets(self, tenant: str, targets: Targets) -> Preview:
         """Say what an invalidation would reach."""
+
+    async def forget(self, tenant: str) -> Forgotten:
+        """Remove everything that there is of a tenant."""
 
     async def explain(
         self,
@@ -186,6 +190,7 @@ class AdminApp:
             "entries": self._entries,
             "tags": self._tags,
             "tenants": self._tenants,
+            "forget": self._forget,
             "alerts": self._alerts,
             "explain": self._explain,
             "events": self._events,
@@ -249,7 +254,7 @@ class AdminApp:
             return
         status = answer.status if isinstance(answer, Answer) else 200
         result = {200: "done", 202: "queued", 401: "refused", 403: "refused"}.get(status, "rejected")
-        tenant = call.query.get("tenant", call.caller.tenant)
+        tenant = call.place.get("tenant", call.query.get("tenant", call.caller.tenant))
         self._cache.emitter.emit(
             Audited(tenant, call.caller.who, call.caller.operator, call.endpoint.id, call.target, result)
         )
@@ -333,6 +338,15 @@ class AdminApp:
             for name in names
         ]
         return document(200, {"tenants": found, "next": following, "estimated": not complete})
+
+    async def _forget(self, call: _Call) -> Answer:
+        try:
+            done = await self._cache.forget(call.place["tenant"])
+        except InvalidName as error:
+            return problem(400, str(error))
+        except StoreError:
+            return problem(503, "The store does not answer: not all of the tenant is forgotten. Repeat it.")
+        return document(200, {"tenant": done.tenant, "removed": done.removed, "done": done.done})
 
     async def _alerts(self, _: _Call) -> Answer:
         found = [

@@ -121,6 +121,8 @@ OPERATION: Final = Parameter(
 TAG: Final = Parameter(
     "tag", "A tag.", {"type": "string", "pattern": _NAME}, required=True, example="service:checkout", strict=False
 )
+NAMED: Final = Parameter("tenant", "The tenant.", TENANT.schema, required=True, example="acme", strict=False)
+"""The tenant as a part of the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class Endpoint:
     @property
     def parameters(self) -> Iterator[Parameter]:
         """The parameters of the path."""
-        known = {parameter.name: parameter for parameter in (OPERATION, TAG)}
+        known = {parameter.name: parameter for parameter in (OPERATION, TAG, NAMED)}
         return (known[name] for name in re.findall(r"\{(\w+)\}", self.path))
 
     def match(self, segments: Sequence[str]) -> dict[str, str] | None:
@@ -217,6 +219,16 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "tenants", "GET", "/tenants", "The tenants that are known.", (LIMIT, CURSOR), {200: "Tenants"}, operators=True
+    ),
+    Endpoint(
+        "forget",
+        "DELETE",
+        "/tenants/{tenant}",
+        "Remove everything that there is of a tenant, its encryption key included, for good and on all nodes.",
+        (),
+        {200: "Forgotten"},
+        operators=True,
+        changes=True,
     ),
     Endpoint(
         "alerts", "GET", "/alerts", "The alerts and their state in this process.", (), {200: "Alerts"}, operators=True

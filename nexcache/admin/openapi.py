@@ -69,6 +69,17 @@ _SCHEMAS: Final = {
             "entries": _or_null(_COUNT),
             "bytes": _or_null(_COUNT),
             "estimated": _FLAG,
+            "quota": _or_null(
+                _object(
+                    {
+                        "limit": _or_null(_COUNT),
+                        "used": _or_null(_COUNT),
+                        "entries": _object({"limit": _or_null(_COUNT), "used": _or_null(_COUNT)}),
+                        "fills_per_second": _or_null(_COUNT),
+                        "refused": _COUNT,
+                    }
+                )
+            ),
             "saved": _object(_SAVED),
             "operations": {
                 "type": "object",
@@ -118,6 +129,7 @@ _SCHEMAS: Final = {
     ),
     "Tags": _page("tags", _object({"tag": _TEXT, "entries": _COUNT}), estimated=_FLAG),
     "Tenants": _page("tenants", _object({"id": _or_null(_TEXT), "name": _TEXT}), estimated=_FLAG),
+    "Forgotten": _object({"tenant": _TEXT, "removed": _COUNT, "done": _FLAG}),
     "Alerts": _object(
         {
             "alerts": {

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nexcache.cli import administer, bench, config, doctor, monitor
+from nexcache.cli import administer, bench, config, doctor, forget, monitor
 from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
@@ -149,6 +149,7 @@ for _command in (
     administer.warm,
     administer.disable,
     administer.enable,
+    forget.forget,
     doctor.doctor,
     config.config,
     bench.bench,

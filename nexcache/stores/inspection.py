@@ -1,6 +1,7 @@
 """Reads from a server what its diagnosis needs, over a connection of its own; changes nothing that is not its own."""
 
 import asyncio
+import math
 import socket
 import ssl
 import time
@@ -13,6 +14,7 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
 from nexcache.diagnosis import Facts, Keys, Refusal, Unreachable
+from nexcache.stores.faults import classify
 from nexcache.stores.target import AnyTarget, ClusterTarget, SentinelTarget, Target
 
 _LOOPBACK: Final = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -39,6 +41,7 @@ PROBED_FAMILIES: Final = (
     "nexarch.limit:",
     "nexarch.value:",
     "nexarch.session:",
+    "nexarch.quota:",
     "nexarch.key:",
 )
 """Where the cache has keys that it must be permitted to use."""
@@ -51,7 +54,7 @@ def probes(tenant: str) -> Sequence[tuple[str, tuple[str, ...]]]:
     """
     own = f"{{{tenant}}}"
     text, other, names, fields = (f"nexarch:{own}:doctor:{name}" for name in ("text", "other", "names", "fields"))
-    count = f"nexarch:{own}:doctor:count"
+    count, ranks = f"nexarch:{own}:doctor:count", f"nexarch:{own}:doctor:ranks"
     found: list[tuple[str, tuple[str, ...]]] = [
         ("ping", ("PING",)),
         ("info", ("INFO", "server")),
@@ -77,6 +80,10 @@ def probes(tenant: str) -> Sequence[tuple[str, tuple[str, ...]]]:
         ("hmget", ("HMGET", fields, "a")),
         ("hgetall", ("HGETALL", fields)),
         ("hdel", ("HDEL", fields, "a")),
+        ("zadd", ("ZADD", ranks, "1", "a")),
+        ("zrangebyscore", ("ZRANGEBYSCORE", ranks, "-inf", "1")),
+        ("zcard", ("ZCARD", ranks)),
+        ("zrem", ("ZREM", ranks, "a")),
         ("pfadd", ("PFADD", count, "a")),
         ("pfcount", ("PFCOUNT", count)),
         ("eval", ("EVAL", "return redis.call('GET', KEYS[1])", "1", text)),
@@ -95,6 +102,21 @@ def servers(target: AnyTarget) -> Sequence[Target | SentinelTarget]:
     if isinstance(target, ClusterTarget):
         return [target.server.at(address) for address in target.nodes]
     return [target]
+
+
+async def mend(target: AnyTarget, ttl_ms: int) -> int:
+    """Give all of the cache's keys that never expire an expiry, on every server that is known by address.
+
+    Returns how many now have one; raises StoreError.
+    """
+    mended = 0
+    for server in servers(target):
+        try:
+            async with Inspection(server) as inspection:
+                mended += await inspection.give_expiry(ttl_ms, most=math.inf)
+        except (exceptions.RedisError, OSError) as error:
+            raise classify(error) from error
+    return mended
 
 
 class Inspection:
@@ -148,7 +170,7 @@ class Inspection:
             except exceptions.ResponseError as refused:
                 return refused
 
-    async def give_expiry(self, ttl_ms: int) -> int:
+    async def give_expiry(self, ttl_ms: int, *, most: float = _LOOKED_AT) -> int:
         """Give those of the cache's keys that never expire an expiry; returns how many now have one."""
         given = 0
         cursor: bytes = b"0"
@@ -162,7 +184,7 @@ class Inspection:
                 if not key.startswith(b"nexarch:@") and await self.ask("PTTL", key) == -1:
                     given += await self.ask("PEXPIRE", key, str(ttl_ms)) == 1
             looked_at += _STEP
-            if cursor == b"0" or looked_at > _LOOKED_AT:
+            if cursor == b"0" or looked_at > most:
                 return given
 
     async def evict(self, policy: str) -> bool:

@@ -104,7 +104,7 @@ class Bounded(Generic[Value]):
 
     def put(self, key: bytes, value: Value, *, size: int, lifetime: float) -> bool:
         """Keep a value for `lifetime` seconds; False if it alone is over the bound, and nothing is kept."""
-        size += len(key) + _OVERHEAD
+        size = self.cost(key, size)
         self.pop(key)
         if size > self._max_bytes or self._max_entries < 1:
             return False
@@ -159,6 +159,17 @@ class Bounded(Generic[Value]):
         """Return how many items the owner of this key holds."""
         share = self._shares.get(self._owner(key))
         return len(share.items) if share is not None else 0
+
+    def share_of(self, key: bytes) -> tuple[int, int]:
+        """Return how many items the owner of this key holds that have not expired, and what they count."""
+        self._expire(self._clock())
+        share = self._shares.get(self._owner(key))
+        return (len(share.items), share.bytes) if share is not None else (0, 0)
+
+    @staticmethod
+    def cost(key: bytes, size: int) -> int:
+        """Return what an item of this size counts against the bound."""
+        return size + len(key) + _OVERHEAD
 
     def remaining(self, key: bytes) -> float:
         """Return the seconds for which an item will still be held; 0 where there is none."""
@@ -251,6 +262,13 @@ class MemoryStore:
         if on_sent is not None:
             on_sent()
         return Reading([self._values.get(key) for key in keys], b"", now=self.now)
+
+    def forget(self, prefix: bytes) -> None:
+        """Forget every value and registry whose key begins with `prefix`."""
+        self.unlink_now([key for key in self._values if key.startswith(prefix)])
+        for registry in [key for key in self._registries if key.startswith(prefix)]:
+            del self._registries[registry]
+            self._complete.discard(registry)
 
     @property
     def now(self) -> int:

@@ -425,6 +425,16 @@ class RedisCommands(ABC):
             if looked_at >= most:
                 return Names(tuple(found), max(1.0, total / looked_at), complete=False)
 
+    async def sweep(self, pattern: bytes, *, cursor: bytes, chosen: Callable[[bytes], bool]) -> tuple[bytes, int]:
+        """Go on with SCAN and UNLINK, behind the requests."""
+        scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+        ((following, keys),), _ = await self._call("stats", (scan,), deadline=None, waited_for=False)
+        keys = [key for key in keys if chosen(key)]
+        removed = 0
+        if keys:
+            (removed,), _ = await self._call("unlink", (("UNLINK", *keys),), deadline=None, waited_for=False)
+        return bytes(following), int(removed)
+
     async def peek_many(self, keys: Sequence[bytes], *, longest: int) -> Sequence[bytes | None]:
         """Read what STRLEN says is short enough, a few values at a time."""
         if not keys:

@@ -194,6 +194,11 @@ class Counts:
                 operation = OTHER
         return self._counts.setdefault((tenant, operation), OperationCounts())
 
+    def forget(self, tenant: str) -> None:
+        """Forget the counts of a tenant."""
+        for pair in [pair for pair in self._counts if pair[0] == tenant]:
+            del self._counts[pair]
+
     def __iter__(self) -> Iterator[tuple[str, str, OperationCounts]]:
         """Give (tenant, operation, counts).
 

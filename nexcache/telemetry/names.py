@@ -75,6 +75,7 @@ class NotStoredReason(StrEnum):
     BACKEND = "backend"
     VALUE = "value"
     CONDITION = "condition"
+    QUOTA = "quota"
 
 
 class Trigger(StrEnum):

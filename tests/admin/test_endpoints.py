@@ -14,7 +14,9 @@ OPERATORS_ONLY = [each for each in ENDPOINTS if each.operators]
 
 
 def concrete(path: str) -> str:
-    return "/admin" + path.replace("{operation}", "overview").replace("{tag}", "service:cart")
+    return "/admin" + path.replace("{operation}", "overview").replace("{tag}", "service:cart").replace(
+        "{tenant}", "globex"
+    )
 
 
 async def pages(site: Site, path: str, name: str, *, who: str = "acme", limit: int = 2) -> list[Any]:
@@ -350,3 +352,21 @@ async def test_health_names_a_store_that_is_away() -> None:
 async def test_a_cache_that_is_switched_off_says_so() -> None:
     async with NexCache(Settings(redis_url=None, redis_host=None, enabled=False)) as cache:
         assert (await cache.status()).state == "disabled"
+
+
+async def test_an_operator_forgets_a_tenant_and_nobody_else_notices(site: Site) -> None:
+    for who in ("acme", "globex"):
+        await site.ask("/overview", who=who)
+
+    refused = await site.ask("/admin/tenants/globex", method="DELETE", who="acme")
+    done = await site.ask("/admin/tenants/globex", method="DELETE", who="operator")
+    again = await site.ask("/admin/tenants/globex", method="DELETE", who="operator")
+    bad = await site.ask("/admin/tenants/a%00b", method="DELETE", who="operator")
+
+    assert refused.status_code == 403
+    assert (done.status_code, done.json()["tenant"], done.json()["done"]) == (200, "globex", True)
+    assert done.json()["removed"] > 0
+    assert (again.status_code, again.json()["removed"]) == (200, 0)
+    assert bad.status_code == 400
+    assert "hit" in (await site.ask("/overview", who="acme")).headers["cache-status"]
+    assert "fwd" in (await site.ask("/overview", who="globex")).headers["cache-status"]

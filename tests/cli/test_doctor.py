@@ -107,6 +107,7 @@ def test_every_planted_fault_is_named_at_once(nexcache: CommandLine, misconfigur
         "info",
         "set on nexarch.key:*",
         "set on nexarch.limit:*",
+        "set on nexarch.quota:*",
         "set on nexarch.session:*",
         "set on nexarch.stats:*",
         "set on nexarch.switch:*",

@@ -100,3 +100,21 @@ def test_a_store_that_is_away_is_said_to_be_and_nothing_is_promised(
     assert result.exit_code in (1, 2)
     assert "does not answer" in result.stderr
     assert "secret" not in result.output
+
+
+def test_a_tenant_is_forgotten_only_if_that_is_meant(nexcache: CommandLine, app: Get, redis_url: str) -> None:
+    app("/overview", times=2)
+    here = {"REDIS_URL": redis_url, "NEXCACHE_TENANT": "acme"}
+
+    asked = nexcache("forget", "acme", REDIS_URL=redis_url)
+    before = json.loads(nexcache("invalidate", "overview", "--dry-run", "--json", **here).stdout)["entries"]
+    done = json.loads(nexcache("forget", "acme", "--yes", "--json", REDIS_URL=redis_url).stdout)
+    after = json.loads(nexcache("invalidate", "overview", "--dry-run", "--json", **here).stdout)["entries"]
+    bad = nexcache("forget", "a\x01", "--yes", REDIS_URL=redis_url)
+
+    assert "--yes" in asked.stderr
+    assert asked.exit_code != 0
+    assert (before, after) == (1, 0)
+    assert done["done"]
+    assert done["removed"] > 0
+    assert bad.exit_code != 0

@@ -9,7 +9,7 @@ import pytest
 from redis.crc import key_slot
 
 from nexcache import NexCache, Settings
-from nexcache.errors import StoreError
+from nexcache.errors import OverQuota, StoreError
 from nexcache.key import CacheKey
 from nexcache.stores.cluster import ClusterStore, slots_of
 from nexcache.telemetry.names import Tier
@@ -262,3 +262,24 @@ def test_a_node_without_a_name_is_the_one_that_was_asked() -> None:
     assert slots is not None
     assert (slots[0], slots[16001], slots[16383]) == (("10.0.0.1", 7000), ("10.0.0.1", 7001), ("10.0.0.1", 7000))
     assert slots_of([], ("10.0.0.1", 7000)) is None
+
+
+async def test_a_tenants_account_is_on_its_node_and_it_is_forgotten_there(cluster: Cluster) -> None:
+    node = Node(cluster.url, quota_entries=2)
+    tenants = [f"{tenant}-limited" for tenant in cluster.tenants()]
+    for tenant in tenants:
+        for name in "ab":
+            assert await node.fill(key_of(node, tenant, name)) == (Tier.REDIS, True)
+        with pytest.raises(OverQuota):
+            await node.fill(key_of(node, tenant, "c"))
+        quota = (await node.cache.stats(tenant)).quota
+        assert quota is not None
+        assert quota.entries == 2
+    kept, forgotten = tenants[0], tenants[-1]
+
+    assert (await node.cache.forget(forgotten)).done
+
+    assert cluster.of(forgotten).ask("KEYS", f"nexarch*{forgotten}*") == []
+    assert await node.body(key_of(node, forgotten, "a")) is None
+    assert await node.body(key_of(node, kept, "a")) == b"1"
+    await node.cache.aclose()

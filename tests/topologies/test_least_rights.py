@@ -27,7 +27,7 @@ def server(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 async def exercise(url: str) -> None:
     """Use everything that NexCache does with a server."""
-    node = Node(f"{url}/1" if "cluster" not in url else url, l1_enabled=True, **ENCRYPTION)
+    node = Node(f"{url}/1" if "cluster" not in url else url, l1_enabled=True, quota_entries=10, **ENCRYPTION)
     other = Node(f"{url}/1" if "cluster" not in url else url, l1_enabled=True, **ENCRYPTION)
     key = node.key("x", tags=("service:a",))
     for each in (node, other):
@@ -68,7 +68,12 @@ async def exercise(url: str) -> None:
     await values.delete("kept")
     vault = node.cache._parts.vault
     assert vault is not None
+    entries, _ = node.keys.quota("acme")
+    # an entry whose time is over is taken off the account
+    await node.redis.evaluate(b"return redis.call('ZADD', KEYS[1], 1, 'gone')", (entries,), ())
+    await node.cache.stats("acme")
     await vault.shred("acme")
+    await node.cache.forget("acme")
     await asyncio.sleep(0.3)  # the backplane asks whether the server is there
     for each in (node, other):
         await each.cache.aclose()

@@ -127,7 +127,7 @@ export function memory(stats, held) {
   const list = Object.entries(stats.operations).map(([operation, figures]) => ({ operation, ...figures })).filter((each) => each.bytes > 0).sort((a, b) => b.bytes - a.bytes).slice(0, 6);
   const most = Math.max(...list.map((each) => each.bytes), 1e-9);
   const rows = list.map((each) => bar(each.operation, [["accent", each.bytes / most]], bytes(each.bytes), `${count(each.entries)} ${each.entries === 1 ? "entry" : "entries"}`));
-  if (stats.quota) rows.unshift(bar("quota", [["stale", stats.quota.used / stats.quota.limit]], percent(stats.quota.used / stats.quota.limit), `of ${bytes(stats.quota.limit)}`));
+  if (stats.quota?.limit) rows.unshift(bar("quota", [["stale", stats.quota.used / stats.quota.limit]], percent(stats.quota.used / stats.quota.limit), `of ${bytes(stats.quota.limit)}`));
   if (held !== null) rows.push(h("p", { class: "divider muted" }, "This process, all tenants"), bar("bytes", [["accent", held.max_bytes > 0 ? held.bytes / held.max_bytes : 0]], bytes(held.bytes), `of ${bytes(held.max_bytes)}`), bar("entries", [["accent", held.entries / held.max_entries]], count(held.entries), `of ${count(held.max_entries)}`));
   fill($("memory"), rows.length > 0 ? rows : empty(stats.entries === null ? "The store could not be asked." : "Nothing is stored."));
   text($("mem-note"), stats.entries === null ? "" : `${stats.estimated ? "about " : ""}${bytes(stats.bytes)} in ${count(stats.entries)} ${stats.entries === 1 ? "entry" : "entries"}`);
