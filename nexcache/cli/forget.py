@@ -2,18 +2,18 @@
 
 import asyncio
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nexcache.cache import NexCache
-from nexcache.cli.local import patient, quiet
 from nexcache.cli.options import AsJson
 from nexcache.cli.output import console, mark, name, reporting, write_json
 from nexcache.cli.source import Failed
 from nexcache.errors import NexCacheError
-from nexcache.forgetting import Forgotten
-from nexcache.settings import Settings
+
+if TYPE_CHECKING:
+    from nexcache.forgetting import Forgotten
+    from nexcache.settings import Settings
 
 
 def forget(
@@ -26,6 +26,8 @@ def forget(
 
     It works on the store of the settings here. A running app is asked with DELETE /tenants/TENANT by an operator.
     """
+    from nexcache.cli.local import patient, quiet  # noqa: PLC0415 - what a command needs is loaded when it is called
+
     with reporting("forget"):
         settings = patient()
         if settings.get_redis_url() is None:
@@ -46,6 +48,8 @@ def forget(
             console().print(mark(done.done), name(f"{tenant}: forgotten, {done.removed:,} keys removed"))
 
 
-async def _forget(settings: Settings, tenant: str) -> Forgotten:
+async def _forget(settings: "Settings", tenant: str) -> "Forgotten":
+    from nexcache.cache import NexCache  # noqa: PLC0415 - as above
+
     async with NexCache(settings) as cache:
         return await cache.forget(tenant)

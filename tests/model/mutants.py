@@ -299,7 +299,7 @@ def stale_is_served_after_a_hard_invalidation(patch: Patch) -> None:
 @mutant("who asks after an invalidation joins a computation from before it")
 def joined_across_an_invalidation(patch: Patch) -> None:
     def any_of(self: Flights, key: CacheKey, generations: tuple[bytes, ...] | None) -> Any:
-        return next((fill for (name, _), fill in self._fills.items() if name == key.name), None)
+        return next((fill for (request, _), fill in self._fills.items() if request == key.request), None)
 
     patch.setattr(Flights, "get", any_of)
 

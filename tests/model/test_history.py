@@ -255,7 +255,7 @@ def joined_across_an_invalidation(patch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a key that is being computed waits for that, under whatever generations it was begun."""
 
     def any_of(self: Flights, key: CacheKey, generations: tuple[bytes, ...] | None) -> Any:
-        return next((fill for (name, _), fill in self._fills.items() if name == key.name), None)
+        return next((fill for (request, _), fill in self._fills.items() if request == key.request), None)
 
     patch.setattr(Flights, "get", any_of)
 
