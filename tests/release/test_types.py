@@ -1,6 +1,7 @@
 """The types that a user's type checker sees: every public symbol says its own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def test_no_public_symbol_leaves_its_type_to_be_inferred() -> None:
     run = subprocess.run(
         [Path(sys.executable).parent / "basedpyright", "--verifytypes", "nexcache", "--ignoreexternal", "--outputjson"],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # it does not find what is installed editable
         capture_output=True,
         text=True,
         check=False,
