@@ -66,8 +66,7 @@ def run(
     seconds: float = 600.0,
     faults: Faults = Faults(),
     seed: int = 0,
-    strict: float = 0.2,
-    every: int = 500,
+    every: int = 150,
     mutant: str | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
@@ -77,7 +76,7 @@ def run(
         board = Board(Path(directory) / "board")
         server.ask("FLUSHALL")
         tasks = [
-            Task(server.url, directory, node, workers, requests // workers, seed, strict, every, mutant)
+            Task(server.url, directory, node, workers, requests // workers, seed, every, mutant)
             for node in range(workers)
         ]
         started = time.monotonic()

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import logging
 import mmap
 import random
 import struct
@@ -33,6 +34,7 @@ KEYS: Final = tuple(
 )
 LEASE: Final = 0.25
 _TURN: Final = 0.02
+_STRICT_EVERY: Final = 0.2
 
 
 class Board:
@@ -78,10 +80,8 @@ class Task:
     requests: int
     """How many to make at most; it ends before where it is told to."""
     seed: int
-    strict: float
-    """The part of invalidations that are strict."""
     every: int
-    """Requests of a process between two of its invalidations, on the average."""
+    """Requests of a process per invalidation of its own that is not strict."""
     mutant: str | None = None
 
     def words(self) -> Sequence[str]:
@@ -98,6 +98,7 @@ class Worker:
         self.board = Board(Path(task.directory) / "board")
         self.part = Part(task.node)
         self.left = task.requests
+        self.made = self.changes = 0
         settings = Settings(redis_url=task.url, redis_host=None, op_timeout_ms=2_000, l1_lease_ms=LEASE * 1000)
         self.cache = NexCache(settings)
         self.cache._parts.emitter.subscribe(self._backplane, BackplaneChanged)
@@ -160,20 +161,28 @@ class Worker:
         part.computed += b"fwd=" in told and not collapsed
         part.answers.add(started, key, int(version), memory=from_memory or collapsed)
 
+    @property
+    def over(self) -> bool:
+        """Whether enough has been asked for."""
+        return self.left <= 0 or self.board.stopped
+
     async def read(self) -> None:
-        """Ask, again and again."""
-        board, mine = self.board, self.board.progress(self.task.node)
-        while self.left > 0 and not board.stopped:
+        """Ask, again and again, and no faster than data change."""
+        board, mine, every = self.board, self.board.progress(self.task.node), self.task.every
+        while not self.over:
+            while self.made > every * (self.changes + 2) and not self.over:  # noqa: ASYNC110 - counted, not announced
+                await asyncio.sleep(0.001)
             self.left -= 1
+            self.made += 1
             await self._ask(self.draw.randrange(len(KEYS)))
             board[mine] += 1
             if self.left % 16 == 0:
                 await asyncio.sleep(0)
 
-    async def change(self) -> None:
+    async def change(self, *, strict: bool) -> None:
         """Change data of this process's keys and invalidate them, again and again."""
-        draw, task, mine = self.draw, self.task, self.board.progress(self.task.node)
-        while self.left > 0 and not self.board.stopped:
+        draw, task = self.draw, self.task
+        while not self.over:
             tenant, operations, tags = draw.choice(TENANTS), tuple[str, ...](), tuple[str, ...]()
             match draw.randrange(5):
                 case 0:
@@ -190,7 +199,6 @@ class Worker:
                 if whose == tenant and aimed and index % task.workers == task.node:
                     self.board[index] += 1
                     changed.append((index, self.board[index]))
-            strict = draw.random() < task.strict
             done = await self.cache.invalidate(
                 tenant, operations[0] if operations else None, tags=tags, wait="strict" if strict else "fast"
             )
@@ -199,9 +207,13 @@ class Worker:
                 self.part.acknowledged += [
                     Acknowledged(key, version, at, task.node, strict) for key, version in changed
                 ]
-            then = self.board[mine] + draw.randrange(2 * task.every)
-            while self.board[mine] < then and self.left > 0 and not self.board.stopped:  # noqa: ASYNC110 - is counted
-                await asyncio.sleep(0.001)
+            if strict:
+                await asyncio.sleep(draw.random() * _STRICT_EVERY)
+            else:
+                self.changes += 1
+                then = self.made + draw.randrange(2 * task.every)
+                while self.made < min(then, task.every * (self.changes + 2)) and not self.over:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
 
     async def watch(self) -> None:
         """Notice having been stopped."""
@@ -214,7 +226,7 @@ class Worker:
         """Do it all."""
         async with self.cache:
             watching = asyncio.create_task(self.watch())
-            await asyncio.gather(*(self.read() for _ in range(16)), *(self.change() for _ in range(2)))
+            await asyncio.gather(*(self.read() for _ in range(16)), self.change(strict=False), self.change(strict=True))
             watching.cancel()
         self.part.save(Path(self.task.directory) / f"part-{self.task.node}")
 
@@ -222,6 +234,7 @@ class Worker:
 def main() -> None:
     """Do what the first argument says."""
     task = Task(**json.loads(sys.argv[1]))
+    logging.getLogger("nexcache").setLevel(logging.ERROR)  # a backplane that is cut is what is wanted here
     with pytest.MonkeyPatch.context() as patch:
         if task.mutant is not None:
             ALL[task.mutant].apply(patch)
