@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 PROVE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dist dist-test docs demo test lint types unit bench prove hostile clean
+.PHONY: help audit dist dist-test docs demo test lint types unit bench prove hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,9 +31,16 @@ demo: $(VENV)/.demo ## run the demo: two tenants, real spans, live figures (DEMO
 
 test: $(VENV)/.dev lint types unit ## everything that CI checks
 
-lint: $(VENV)/.dev ## ruff: rules and format
+lint: $(VENV)/.dev ## ruff: rules and format; bandit: what is dangerous
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --severity-level medium --recursive nexcache
+
+audit: $(VENV)/.demo ## ask the network which packages of an installation are known to be vulnerable
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check --group audit
+	$(VENV)/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" --skip-editable
 
 types: $(VENV)/.dev ## mypy --strict on source and tests
 	$(BIN)/mypy
@@ -46,6 +53,7 @@ bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neigh
 	$(BIN)/python benchmarks/stampede.py
 	$(BIN)/python benchmarks/invalidate.py
 	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/side_channel.py
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)

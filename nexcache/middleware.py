@@ -373,6 +373,7 @@ class CacheMiddleware:
     async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
         policy, cache, scope = request.policy, self._cache, request.scope
+        self._policies.missed(route_path(scope), request.tenant)
         covered = self._covered(request.matched, scope, request.tenant)
         if isinstance(covered, TagsInvalid):
             await self._bypass(request, Bypass.KEY_TOO_LONG)

@@ -35,6 +35,7 @@ _MOST_TAGS: Final = 32
 _LONGEST_QUERY: Final = 16 * 1024
 _LONGEST_PATH: Final = 4096
 _REMEMBERED_PATH: Final = 512
+_REMEMBERED: Final = 4096
 _LONGEST_VERSION: Final = 64
 LONGEST: Final = 30 * 86400.0
 """Seconds after which an entry leaves the store whatever its policy says."""
@@ -453,26 +454,46 @@ class Policies:
         self.all: tuple[Policy, ...] = tuple(policies)
         self._compiled = [(_compile(policy.path), policy, index) for index, policy in enumerate(self.all)]
         self._seen: dict[str, Matched | None] = {}
+        self._unclaimed: set[str] = set()
+        self._asked: set[tuple[str, str]] = set()
 
     def match(self, path: str) -> Matched | None:
-        """Return the policy of a decoded path below `root_path`, or None."""
+        """Return the policy of a decoded path below `root_path`, or None. Paths are remembered."""
         try:
             return self._seen[path]
         except KeyError:
             pass
+        found = self._find(path)
+        if len(path) <= _REMEMBERED_PATH:
+            if len(self._seen) >= _REMEMBERED:  # paths come from outside: forget all rather than grow
+                self._seen.clear()
+                self._unclaimed.clear()
+            self._seen[path] = found
+            self._unclaimed.add(path)
+        return found
+
+    def missed(self, path: str, tenant: str) -> None:
+        """Take as long as if no other tenant had asked for a path before, the first time that a tenant misses it.
+
+        Otherwise the time of a miss would tell one tenant what another has asked for.
+        """
+        if (tenant, path) in self._asked:
+            return
+        if len(self._asked) >= _REMEMBERED:
+            self._asked.clear()
+        self._asked.add((tenant, path))
+        if path not in self._unclaimed:
+            self._seen.pop(path, None)
+            self.match(path)
+        self._unclaimed.discard(path)
+
+    def _find(self, path: str) -> Matched | None:
         if len(path) > _LONGEST_PATH:  # no room for it in a key, and some templates take quadratic time
             return None
-        found = None
         for pattern, policy, index in self._compiled:
             if match := pattern.fullmatch(path):
-                found = Matched(policy, index, match.groupdict())
-                break
-        if len(path) > _REMEMBERED_PATH:
-            return found
-        if len(self._seen) >= 4096:  # noqa: PLR2004 - paths come from outside: forget all rather than grow
-            self._seen.clear()
-        self._seen[path] = found
-        return found
+                return Matched(policy, index, match.groupdict())
+        return None
 
 
 def _compile(template: str) -> re.Pattern[str]:

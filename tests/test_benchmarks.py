@@ -102,3 +102,17 @@ def test_a_noisy_tenant_costs_a_quiet_one_no_entries() -> None:
     assert fair["noisy_entries"] <= 75, fair
     assert fair["noisy_requests"] > 100, fair
     assert unfair["points_lost"] > 5, "the noise is noise"
+
+
+def test_what_a_tenant_has_asked_for_is_computed_again_for_another_and_their_times_are_compared() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "side_channel.py"), "--requests", "300", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,  # the times of a busy machine are no verdict
+        timeout=120,
+    )
+
+    another, same = json.loads(printed.stdout)
+    assert (another["held by"], another["computed for b"]) == ("another tenant", 300)
+    assert same["p"] < 0.01, "a side channel is noticed"

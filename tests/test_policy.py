@@ -432,3 +432,23 @@ def test_thirty_two_tags_are_not_too_many() -> None:
     tags = tags_of(Policy("/d", op="d", tags=["{s}"]), {}, query)
     assert not isinstance(tags, TagsInvalid)
     assert len(tags) == 32
+
+
+def test_a_tenants_first_miss_of_a_path_takes_the_same_steps_whether_or_not_another_has_asked() -> None:
+    """What is remembered of a path would tell, by the time that it saves."""
+    steps = []
+    for others in ([], ["acme"]):
+        policies = Policies([Policy("/{page}", op="page")])
+        matched: list[str] = []
+        find = policies._find
+        policies._find = lambda path, find=find, matched=matched: matched.append(path) or find(path)  # type: ignore[method-assign, misc]
+        for tenant in others:
+            policies.match("/a")
+            policies.missed("/a", tenant)
+        del matched[:]
+        for _ in range(3):
+            policies.match("/a")
+            policies.missed("/a", "globex")
+        steps.append(list(matched))
+        assert not policies._unclaimed
+    assert steps == [["/a"], ["/a"]]
