@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 PROVE_ARGS ?=
+UNIT_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help audit dist dist-test docs demo test lint types unit bench prove hostile clean
@@ -45,8 +46,8 @@ audit: $(VENV)/.demo ## ask the network which packages of an installation are kn
 types: $(VENV)/.dev ## mypy --strict on source and tests
 	$(BIN)/mypy
 
-unit: $(VENV)/.dev ## the test suite
-	$(BIN)/python -m pytest
+unit: $(VENV)/.dev ## the test suite, on all cores (UNIT_ARGS="tests/wire -n 0")
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(UNIT_ARGS)
 
 bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neighbour cost (minutes)
 	$(BIN)/python benchmarks/hit.py

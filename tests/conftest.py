@@ -1,11 +1,19 @@
 """What the whole suite shares: real Valkeys."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
 
+import hypothesis
 import pytest
 
 from tests.servers import NoServer, Valkey, binary
+
+hypothesis.settings.register_profile("nexcache", deadline=None)  # no test judges by how fast the machine is
+hypothesis.settings.load_profile("nexcache")
+
+_TOLD: Final = "told"
 
 pytest.register_assert_rewrite("nexcache.testing")
 
@@ -20,8 +28,9 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def redis_url(valkey: Valkey) -> str:
-    """The URL of the shared server, emptied."""
+    """The URL of the shared server, emptied of all but a register of nodes that is known for long."""
     valkey.reset()
+    valkey.vouch()
     return valkey.url
 
 
@@ -31,6 +40,22 @@ def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     _check()
     with Valkey(tmp_path_factory.mktemp("own-valkey")) as server:
         yield server
+
+
+@pytest.fixture
+def told(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say what was measured, to be read at the end of the run, beside what is promised."""
+    return partial(record_property, _TOLD)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have told, from whichever process they ran in."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    lines = [str(line) for report in reports for name, line in report.user_properties if name == _TOLD]
+    if lines:
+        terminalreporter.section("measured, and promised")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 def _check() -> None:

@@ -81,7 +81,7 @@ def cache_of(settings: Settings) -> tuple[NexCache, RedisStore, list[Event]]:
 
 @pytest.mark.parametrize("form", ["url", "parts", "connection string"])
 async def test_a_password_and_a_private_authority_work_in_every_form(server: TlsServer, form: str) -> None:
-    common = {"redis_ssl_ca_certs": server.ca, "op_timeout_ms": 500}
+    common = {"redis_ssl_ca_certs": server.ca, "op_timeout_ms": 2000}
     match form:
         case "url":
             quoted = "s3cr%23t%2Fwith%40odd%3Acharacters"

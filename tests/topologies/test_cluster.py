@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -119,7 +119,9 @@ async def test_an_invalidation_reaches_the_memory_of_nodes_that_listen_elsewhere
         await node.cache.aclose()
 
 
-async def test_slots_that_move_under_load_cost_misses_and_never_an_error_or_an_old_answer(cluster: Cluster) -> None:
+async def test_slots_that_move_under_load_cost_misses_and_never_an_error_or_an_old_answer(
+    cluster: Cluster, told: Callable[[str], None]
+) -> None:
     """Tools move a slot key by key: in between, a tenant's keys are on two nodes."""
     nodes = [Node(cluster.url, fallback_ttl_seconds=0) for _ in range(2)]
     tenants = cluster.tenants()[:2]
@@ -175,7 +177,7 @@ async def test_slots_that_move_under_load_cost_misses_and_never_an_error_or_an_o
     for node in nodes:
         await node.cache.aclose()
 
-    print(f"resharding: {checked} requests, {hits} hits, 0 errors, 0 old answers; redirects answered: {seen}")
+    told(f"resharding: {checked} requests, {hits} hits, 0 errors, 0 old answers; redirects answered: {seen}")
     assert seen["MOVED"] > 0, "the fault was not seen to happen"
     assert seen["ASK"] + seen["TRYAGAIN"] > 0, "the fault was not seen to happen"
     assert hits > 0
@@ -183,7 +185,7 @@ async def test_slots_that_move_under_load_cost_misses_and_never_an_error_or_an_o
 
 
 async def test_a_lost_node_takes_its_own_tenants_along_and_nobody_else(
-    own_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    own_cluster: Cluster, told: Callable[[str], None]
 ) -> None:
     """Its replica then takes over, and the app uses it without a restart: nothing that was kept before is served."""
     node = Node(own_cluster.url, op_timeout_ms=500, fallback_ttl_seconds=0)
@@ -216,8 +218,7 @@ async def test_a_lost_node_takes_its_own_tenants_along_and_nobody_else(
     health = await node.cache.health()
     await node.cache.aclose()
 
-    with capsys.disabled():
-        print(f"\ncluster failover: used again {took:.2f} s after the kill (promised: {FAILOVER:.0f} s)")
+    told(f"cluster failover: used again {took:.2f} s after the kill (promised: {FAILOVER:.0f} s)")
     assert took < FAILOVER * 5
     assert health.available
 

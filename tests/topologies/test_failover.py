@@ -46,7 +46,7 @@ async def used_again(node: Node, body: bytes, *, most: float) -> float:
 
 
 async def test_a_server_that_is_started_again_is_used_within_two_seconds(
-    server: Valkey, capsys: pytest.CaptureFixture[str]
+    server: Valkey, told: Callable[[str], None]
 ) -> None:
     node = Node(server.url, op_timeout_ms=500, fallback_ttl_seconds=0)
     await node.fill(node.key())
@@ -59,8 +59,7 @@ async def test_a_server_that_is_started_again_is_used_within_two_seconds(
     took = await used_again(node, b"2", most=RESTART * 5)
 
     await node.cache.aclose()
-    with capsys.disabled():
-        print(f"\nrestart: used again {took:.2f} s after the server answers (promised: {RESTART:.0f} s)")
+    told(f"restart: used again {took:.2f} s after the server answers (promised: {RESTART:.0f} s)")
 
 
 async def test_what_was_invalidated_before_a_restart_is_not_revived_by_an_old_copy(
@@ -87,7 +86,7 @@ async def test_what_was_invalidated_before_a_restart_is_not_revived_by_an_old_co
 
 @pytest.mark.parametrize("fault", ["killed", "hung"])
 async def test_the_primary_that_a_sentinel_names_is_found_within_four_seconds(
-    watched: Watched, fault: str, capsys: pytest.CaptureFixture[str]
+    watched: Watched, fault: str, told: Callable[[str], None]
 ) -> None:
     """One of the Sentinels in the URL is away; the primary dies, or hangs; its replica takes over."""
     url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{watched.port}/main"
@@ -107,8 +106,7 @@ async def test_the_primary_that_a_sentinel_names_is_found_within_four_seconds(
     while node.cache._parts.coherence is None or not node.cache._parts.coherence.connected:
         await asyncio.sleep(0.02)
     await node.cache.aclose()
-    with capsys.disabled():
-        print(f"\nSentinel failover, primary {fault}: used again {took:.2f} s later (promised: {SENTINEL:.0f} s)")
+    told(f"Sentinel failover, primary {fault}: used again {took:.2f} s later (promised: {SENTINEL:.0f} s)")
 
 
 async def test_a_replica_is_never_read_from(watched: Watched) -> None:

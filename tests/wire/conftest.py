@@ -1,27 +1,19 @@
 """The cache, in memory and on a real Valkey, for the tests that speak to it as a client does."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from pydantic import SecretStr
 
 from nexcache import NexCache, Settings
+from tests.servers import Valkey
 from tests.wire.server import PARSERS
-from tests.wire.valkey import Valkey
-
-
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    server = Valkey(tmp_path_factory.mktemp("valkey"))
-    yield server
-    server.kill()
 
 
 @pytest.fixture
-def redis_server(valkey_server: Valkey) -> Valkey:
+def redis_server(redis_url: str, valkey: Valkey) -> Valkey:
     """A real server, empty."""
-    valkey_server.empty()
-    return valkey_server
+    return valkey
 
 
 @pytest.fixture

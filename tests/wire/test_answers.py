@@ -14,8 +14,8 @@ from starlette.routing import Mount, Route
 
 from nexcache import CacheMiddleware, NexCache, Policy, Query, tenants
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
+from tests.servers import Valkey
 from tests.wire.server import Exchange, Origin, ask, serving, until
-from tests.wire.valkey import Valkey
 
 
 def cached(app: ASGIApp, cache: NexCache, *policies: Policy) -> CacheMiddleware:

@@ -8,8 +8,8 @@ import pytest
 
 from nexcache import CacheMiddleware, NexCache, Policy, tenants
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
+from tests.servers import Valkey
 from tests.wire.server import Exchange, Origin, ask, serving, until
-from tests.wire.valkey import Valkey
 
 CROWD = 200
 

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import Receive, Scope, Send
 from nexcache.stores.redis import RedisStore
+from tests.servers import Valkey
 from tests.wire.server import Client, Origin, serving, until
-from tests.wire.valkey import Valkey
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def test_what_was_invalidated_while_the_store_was_away_stays_invalidated(m
         invalidation = await cache.invalidate("acme", "n")
         assert (invalidation.acknowledged, invalidation.queued) == (False, True)
         assert (await client.get("/")).body != b"answer 1"
-        mortal.go_on()
+        mortal.resume()
         async with asyncio.timeout(10):
             while not (answer := await client.get("/")).cache.endswith("detail=redis"):
                 assert answer.body != b"answer 1"

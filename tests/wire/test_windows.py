@@ -80,17 +80,18 @@ async def hit(client: Client, path: str) -> bool:
 async def test_spans_reach_the_windows_that_cover_them_and_no_others(cache: NexCache, http: str) -> None:
     back_end = BackEnd(cache, TimeWindow("from", "to"), RULES)
     now = time.time()
-    closed = f"/d?from={int(now - 9 * HOUR)}&to={int(now - 6 * HOUR)}"
+    closed = f"/d?from={int(now - 43 * HOUR)}&to={int(now - 40 * HOUR)}"
     live = "/d?from=now-1h&to=now"
     cart, pay = (f"/s/{name}?from=now-1h&to=now" for name in ("cart", "pay"))
     async with serving(back_end.app, http=http) as client:
         assert [await hit(client, path) for path in (closed, live, cart, pay) * 2] == [False] * 4 + [True] * 4
         await back_end.hook.notify("acme", [a_span(now)])
         assert [await hit(client, path) for path in (closed, live, cart, pay)] == [True, False, False, True]
-        await back_end.hook.notify("globex", [a_span(now - 7 * HOUR)])
+        await back_end.hook.notify("globex", [a_span(now - 41 * HOUR)])
         assert [await hit(client, path) for path in (closed, live, cart, pay)] == [True] * 4
-        await back_end.hook.notify("acme", [a_span(now - 7 * HOUR)])  # late, and still seen
+        await back_end.hook.notify("acme", [a_span(now - 41 * HOUR)])  # late, and still seen
         assert [await hit(client, path) for path in (closed, live, cart, pay)] == [False, True, True, True]
+        # so many times that they are looked at in cells of 8.5 hours
         await back_end.hook.notify("acme", [a_span(now - minute * 60) for minute in range(120)])
         assert [await hit(client, path) for path in (closed, live, cart, pay)] == [True, False, False, True]
 
