@@ -677,7 +677,8 @@ class NexCache:
     ) -> Forgotten:
         """Remove everything that there is of a tenant, for good, on all nodes.
 
-        That is its entries, generations, values, sessions, rate limits, quota account, statistics and encryption key.
+        That is its entries, generations, values, sessions, rate limits, quota account, statistics, switched-off
+        operations and encryption key.
         First nothing of it can be read any more; then the store is looked through in steps that hold up nobody, after
         each of which `progress` is told how far it is. Repeating it is harmless, and `resume` goes on where it ended.
         What the tenant's requests do meanwhile is new. Raises InvalidName for a bad name, and StoreError if the
@@ -695,6 +696,7 @@ class NexCache:
         parts.limits.forget(self.keys.limits(tenant))
         parts.ledger.forget(tenant)
         parts.recent.forget(tenant)
+        await parts.switches.forget(tenant)
         if parts.sweeps is None:
             so_far = Forgotten(tenant, here, done=True)
             if progress is not None:
