@@ -128,11 +128,10 @@ async def mend(target: AnyTarget, ttl_ms: int) -> int:
     Returns how many now have one; raises StoreError.
     """
     mended = 0
+    holders: Sequence[Target | SentinelTarget] = ()
     if isinstance(target, ClusterTarget):
-        holders = [target.server.at(address) for address in await primaries(target) or target.nodes]
-    else:
-        holders = [target]
-    for server in holders:
+        holders = [target.server.at(address) for address in await primaries(target)]
+    for server in holders or await servers(target):
         try:
             async with Inspection(server) as inspection:
                 mended += await inspection.give_expiry(ttl_ms, most=math.inf)

@@ -298,7 +298,7 @@ def _switches(node: Valkey) -> Collection[bytes]:
 
 async def test_a_tenant_is_forgotten_wherever_it_lives_and_nobody_else(cluster: Cluster) -> None:
     node = Node(cluster.url, **SETTINGS)
-    tenants = [f"{tenant}-known" for tenant in cluster.tenants()]
+    tenants = cluster.tenants("known")
     for tenant in tenants:
         await live(node, tenant)
     before = {tenant: left(cluster, tenant) for tenant in tenants}
@@ -320,7 +320,7 @@ async def test_what_never_expires_is_found_and_mended_on_every_node_of_a_cluster
     """One address is enough: the others are those that the cluster names."""
     first = f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}"
     node = Node(first)
-    tenants = [f"{tenant}-old" for tenant in cluster.tenants()]
+    tenants = cluster.tenants("old")
     for tenant in tenants:
         await live(node, tenant)
         cluster.of(tenant).ask("PERSIST", key_of(node, tenant, "a").name)
