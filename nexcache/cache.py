@@ -637,18 +637,19 @@ class NexCache:
         name: str = "default",
         algorithm: Algorithm | str = Algorithm.GCRA,
         when_away: Literal["local", "open", "closed"] = "local",
-        instances: int = 1,
+        instances: int | None = None,
     ) -> RateLimit:
         """Make a limit such as `"100/minute"`, counted in the store for all processes together.
 
-        Limits of one name, rate and algorithm share their counts. Raises ConfigurationError for what is no rate.
+        Limits of one name, rate and algorithm share their counts. `instances` is how many processes there are:
+        CACHE_INSTANCES by default. Raises ConfigurationError for what is no rate.
         """
         return RateLimit(
             rate,
             name=name,
             algorithm=algorithm,
             when_away=when_away,
-            instances=instances,
+            instances=self.settings.processes if instances is None else instances,
             store=self._parts.scripted,
             keys=self.keys,
             local=self._parts.limits,

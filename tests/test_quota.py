@@ -181,6 +181,21 @@ async def test_more_answers_a_second_than_may_be_kept_are_answered_and_not_kept(
     await node.cache.aclose()
 
 
+@pytest.mark.parametrize(("announced", "kept"), [({}, 6), ({"instances": 3}, 2), ({"instances": 9}, 1)])
+async def test_while_the_store_is_away_a_process_keeps_its_part_of_the_answers_a_second(
+    own_valkey: Valkey, announced: dict[str, int], kept: int
+) -> None:
+    node = Node(own_valkey.url, op_timeout_ms=500, quota_fills_per_second=6, **announced)
+    clock = node.cache._parts.limits._clock = FakeClock()
+    assert (await fills(node, "abcdefghi")).startswith("abcdef")
+    own_valkey.kill()
+
+    assert len(await fills(node, "jklmnopq")) == kept
+    clock.advance(1)
+    assert len(await fills(node, "rstuvwxy")) == kept
+    await node.cache.aclose()
+
+
 async def test_without_a_store_it_is_this_process_that_counts() -> None:
     node = Node(None, quotas={"acme": Quota(entries=2, bytes=100_000)})
 
