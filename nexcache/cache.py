@@ -637,18 +637,19 @@ class NexCache:
         name: str = "default",
         algorithm: Algorithm | str = Algorithm.GCRA,
         when_away: Literal["local", "open", "closed"] = "local",
-        instances: int = 1,
+        instances: int | None = None,
     ) -> RateLimit:
         """Make a limit such as `"100/minute"`, counted in the store for all processes together.
 
-        Limits of one name, rate and algorithm share their counts. Raises ConfigurationError for what is no rate.
+        Limits of one name, rate and algorithm share their counts. `instances` is how many processes there are:
+        CACHE_INSTANCES by default. Raises ConfigurationError for what is no rate.
         """
         return RateLimit(
             rate,
             name=name,
             algorithm=algorithm,
             when_away=when_away,
-            instances=instances,
+            instances=self.settings.processes if instances is None else instances,
             store=self._parts.scripted,
             keys=self.keys,
             local=self._parts.limits,
@@ -677,7 +678,8 @@ class NexCache:
     ) -> Forgotten:
         """Remove everything that there is of a tenant, for good, on all nodes.
 
-        That is its entries, generations, values, sessions, rate limits, quota account, statistics and encryption key.
+        That is its entries, generations, values, sessions, rate limits, quota account, statistics, switched-off
+        operations and encryption key.
         First nothing of it can be read any more; then the store is looked through in steps that hold up nobody, after
         each of which `progress` is told how far it is. Repeating it is harmless, and `resume` goes on where it ended.
         What the tenant's requests do meanwhile is new. Raises InvalidName for a bad name, and StoreError if the
@@ -695,6 +697,7 @@ class NexCache:
         parts.limits.forget(self.keys.limits(tenant))
         parts.ledger.forget(tenant)
         parts.recent.forget(tenant)
+        await parts.switches.forget(tenant)
         if parts.sweeps is None:
             so_far = Forgotten(tenant, here, done=True)
             if progress is not None:

@@ -357,13 +357,14 @@ def _memory(facts: Facts) -> Iterator[Finding]:
 def _replication(facts: Facts, expected: Expected) -> Iterator[Finding]:
     info = facts.info
     if info.get("role") == "slave":
-        yield Finding(
-            "replica",
-            Area.REPLICATION,
-            Severity.PROBLEM,
-            "this is a replica: it takes no writes, and may lag behind an invalidation",
-            "give the primary's address, or redis+sentinel:// so that it is found after a failover",
-        )
+        if not facts.on_cluster:  # there, requests find the primaries themselves
+            yield Finding(
+                "replica",
+                Area.REPLICATION,
+                Severity.PROBLEM,
+                "this is a replica: it takes no writes, and may lag behind an invalidation",
+                "give the primary's address, or redis+sentinel:// so that it is found after a failover",
+            )
         return
     if info.get("cluster_enabled") == "1" and not facts.on_cluster:
         yield Finding(

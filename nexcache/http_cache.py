@@ -79,6 +79,9 @@ class Caching(Parts, Protocol):
     def ttl_of(self, policy: Policy) -> float:
         """Return the seconds for which a policy's responses are kept, settings included."""
 
+    def tenant_ttl(self, tenant: str, operation: str) -> float | None:
+        """Return the seconds that a tenant has of its own; None: none."""
+
     def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
         """Whether an operation is switched off, for all tenants or for this one."""
 
@@ -135,6 +138,8 @@ class _Asking:
     """Both together."""
     held: bool = False
     """Those who wait go on when what is stored has been brought up to date, and not before."""
+    over: bool = False
+    """The tenant held as much as it may a moment ago: the store is not asked to take more."""
 
 
 class HttpCache:
@@ -458,6 +463,8 @@ class HttpCache:
         elif stored is None and isinstance(selected, Selected):
             scope = {**scope, "headers": _plain(scope["headers"])}
 
+        asking.over = self._is_over(visit)
+
         def decide(status: int, headers: Headers, trailers: bool) -> Storable | NotStoredReason:
             asking.received = self._clock()
             if asking.validates and status == _NOT_MODIFIED:
@@ -486,7 +493,7 @@ class HttpCache:
             if asking.joins and status == PARTIAL:
                 return self._joined(visit, asking, headers, body)
             assert asking.keepable is not None  # noqa: S101 - for the type checker
-            return self._stored(status, asking.keepable, body, asking.received, cost)
+            return self._stored(visit, status, asking.keepable, body, received=asking.received, cost=cost)
 
         async def keep(response: StoredResponse) -> NotStoredReason | None:
             return await self._keep(visit, asking, selected, response)
@@ -516,6 +523,7 @@ class HttpCache:
             around=visit.span.fill(OPERATION) if visit.span is not None else None,
             build=build,
         )
+        fill.refused = NotStoredReason.QUOTA if asking.over else None
         fill.on_settled(settled)
         return fill
 
@@ -576,7 +584,7 @@ class HttpCache:
             whole = StoredResponse(_OK, found[0], found[1], stored.response.etag, asking.received, 0.0, age)
         else:
             asking.keepable = kept
-            whole = self._stored(_OK, kept, found[1], asking.received, 0.0)
+            whole = self._stored(visit, _OK, kept, found[1], received=asking.received, cost=0.0)
         asking.whole = whole
         return whole
 
@@ -586,13 +594,19 @@ class HttpCache:
         if whole is None:
             return False
         stored = facts(whole.status, whole.headers, received=whole.stored_at)
-        told = cache_status.forwarded("partial", status=status, stored=asking.keepable is not None)
+        kept = asking.keepable is not None
+        told = cache_status.forwarded(
+            "partial",
+            status=status,
+            stored=kept and not asking.over,
+            detail=NotStoredReason.QUOTA if kept and asking.over else None,
+        )
         await self._send_stored(visit, whole, stored, told, validated=True)
         self._end(visit, Result.MISS)
         return True
 
     def _forwarded(self, fwd: str, status: int, fill: Fill, asking: _Asking) -> bytes:
-        reason = fill.not_stored
+        reason = fill.not_stored or fill.refused
         stored = asking.keepable is not None and reason is None
         return cache_status.forwarded(fwd, status=status, stored=stored, detail=reason)
 
@@ -636,7 +650,7 @@ class HttpCache:
             age = initial_age((*headers, *aged), requested=asking.requested, received=received)
             response = replace(old, headers=headers, stored_at=received, initial_age=age)
             return response, facts(old.status, headers, received=received)
-        response = self._stored(old.status, kept, old.body, received, old.cost)
+        response = self._stored(visit, old.status, kept, old.body, received=received, cost=old.cost)
         if asking.captured is not None:
             tags = named_by(visit.target, response.headers)
             try:
@@ -699,11 +713,18 @@ class HttpCache:
 
     # --- storing -------------------------------------------------------------------------------------------
 
-    def _stored(self, status: int, kept: Keepable, body: bytes, received: float, cost: float) -> StoredResponse:
+    def _is_over(self, visit: Visit) -> bool:
+        quotas = self._cache.entries.quotas
+        return quotas is not None and quotas.is_over(visit.tenant)
+
+    def _stored(
+        self, visit: Visit, status: int, kept: Keepable, body: bytes, *, received: float, cost: float
+    ) -> StoredResponse:
         headers = kept.headers
         if status not in (204, 205) and first(headers, b"content-length") is None:
             headers = (*headers, (b"content-length", b"%d" % len(body)))
-        ttl = min(kept.retention, self._longest)
+        longest = self._cache.tenant_ttl(visit.tenant, OPERATION)
+        ttl = min(kept.retention, self._longest if longest is None else longest)
         return StoredResponse(status, headers, body, kept.facts.etag or b"", received, ttl, kept.initial_age, cost)
 
     async def _keep(
@@ -714,8 +735,11 @@ class HttpCache:
             return NotStoredReason.PARTIAL
         if response.status == PARTIAL and not is_whole_part(response.headers, response.body):
             return NotStoredReason.PARTIAL
+        quotas = self._cache.entries.quotas
         with visit.span.put(OPERATION) if visit.span is not None else nullcontext():
             try:
+                if asking.over and quotas is not None:
+                    quotas.refuse(visit.tenant)
                 kept = await self._variants.keep(
                     place,
                     response,

@@ -114,7 +114,10 @@ class QuotaUse:
 
 
 class Quotas:
-    """The quotas of all tenants. `quotas` names those that have one of their own, `default` is everybody else's."""
+    """The quotas of all tenants. `quotas` names those that have one of their own, `default` is everybody else's.
+
+    While the store is away a process keeps its part of the answers a second: that of one of `instances`.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Quotas:
         keys: KeySpace,
         store: Scripted | None,
         counts: LocalCounts,
+        instances: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._default = default if default != Quota() else None
@@ -131,6 +135,7 @@ class Quotas:
         self._keys = keys
         self._store = store
         self._counts = counts
+        self._instances = instances
         self._clock = clock
         self._seen: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._full: OrderedDict[str, float] = OrderedDict()
@@ -148,7 +153,14 @@ class Quotas:
         """Count an answer that is to be kept; raises OverQuota if there are too many a second."""
         if quota.fills is None:
             return
-        limit = RateLimit(Rate(quota.fills, 1.0), name="quota", store=self._store, keys=self._keys, local=self._counts)
+        limit = RateLimit(
+            Rate(quota.fills, 1.0),
+            name="quota",
+            instances=self._instances,
+            store=self._store,
+            keys=self._keys,
+            local=self._counts,
+        )
         if not (await limit.check("fills", tenant=tenant)).allowed:
             self._refuse(tenant)
             raise OverQuota(f"more than {quota.fills} answers a second are to be kept")

@@ -98,6 +98,10 @@ class Settings(BaseSettings):
         default_factory=dict, validation_alias=AliasChoices("CACHE_QUOTAS")
     )
     """`tenant bytes=64MiB entries=10000 fills=50,tenant …`; what one leaves out is as for every tenant."""
+    instances: int | None = Field(None, ge=1, validation_alias=AliasChoices("CACHE_INSTANCES"))
+    """Processes that share the store: while it is away each lets through this part of a rate limit or of a quota's
+    fills. By default as many as this host's server announces to have (WEB_CONCURRENCY), else one.
+    """
     l1_max_bytes: int = Field(64 * 1024 * 1024, ge=0, validation_alias=AliasChoices("CACHE_L1_MAX_BYTES"))
     l1_max_entries: int = Field(100_000, ge=1, validation_alias=AliasChoices("CACHE_L1_MAX_ENTRIES"))
     l1_enabled: bool = Field(default=True, validation_alias=AliasChoices("CACHE_L1_ENABLED"))
@@ -339,6 +343,11 @@ class Settings(BaseSettings):
     def default_quota(self) -> Quota:
         """The quota of a tenant that has none of its own."""
         return Quota(self.quota_bytes, self.quota_entries, self.quota_fills_per_second)
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the store, as far as anybody has told."""
+        return self.instances if self.instances is not None else in_workers()
 
     @property
     def tenant_quotas(self) -> Mapping[str, Quota]:

@@ -91,6 +91,17 @@ class Switches:
             self._untold.clear()
             return True
 
+    async def forget(self, tenant: str) -> None:
+        """Forget what was ever switched for a tenant, here and in the store; raises StoreError."""
+        async with self._changing:
+            self._off = frozenset(pair for pair in self._off if pair[0] != tenant)
+            for pair in [pair for pair in self._untold if pair[0] == tenant]:
+                del self._untold[pair]
+            if self._shared is not None:
+                begin = _name((tenant, ""))
+                numbers = await self._shared.numbers(_KEY)
+                await self._shared.drop(_KEY, [name for name in numbers if name.startswith(begin)])
+
     async def look(self) -> None:
         """Take over what the store has; raises StoreError."""
         if self._shared is None:

@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from nexcache.errors import InvalidName
+from nexcache.explain import Explanation
+from nexcache.forgetting import Forgotten
 from nexcache.functions import (
     Asker,
     CallCache,
@@ -35,12 +37,17 @@ from nexcache.functions import (
     check_is_plain,
     question_of_parts,
 )
+from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation
 from nexcache.ledger import Statistics
 from nexcache.policy import Duration, Size
+from nexcache.rate_limit import Algorithm, Decision, Rate, RateLimit
 from nexcache.refresh import Warmed
+from nexcache.sample import Preview, Sample
+from nexcache.sessions import Session, Sessions
 from nexcache.stores.base import StoreHealth
 from nexcache.telemetry.names import Bypass, Result, Trigger
+from nexcache.trends import Trend
 from nexcache.value_codec import NotDecodable
 from nexcache.values import Pipeline, Values
 
@@ -269,21 +276,82 @@ class SyncFace:
         """As `NexCache.invalidate`."""
         return self.run(self._cache.invalidate(tenant, operation, tags=tags, soft=soft, wait=wait))
 
-    def warm(self, tenant: str, operation: str) -> Warmed:
-        """As `NexCache.warm`."""
-        return self.run(self._cache.warm(tenant, operation))
+    def warm(
+        self,
+        tenant: str,
+        operation: str,
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        progress: Callable[[Warmed], None] | None = None,
+    ) -> Warmed:
+        """As `NexCache.warm`; `progress` is told in the thread of the cache's event loop."""
+        return self.run(self._cache.warm(tenant, operation, headers=headers, progress=progress))
+
+    def explain(
+        self,
+        tenant: str,
+        request: str | Mapping[str, Any],
+        *,
+        method: str = "GET",
+        principal: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        complete: bool | None = None,
+    ) -> Explanation:
+        """As `NexCache.explain`."""
+        asked = self._cache.explain(
+            tenant, request, method=method, principal=principal, headers=headers, complete=complete
+        )
+        return self.run(asked)
+
+    def preview(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Preview:
+        """As `NexCache.preview`."""
+        return self.run(self._cache.preview(tenant, operation, tags=tags))
+
+    def switch(self, operation: str, *, tenant: str | None = None, off: bool) -> bool:
+        """As `NexCache.switch`."""
+        return self.run(self._cache.switch(operation, tenant=tenant, off=off))
+
+    def forget(
+        self,
+        tenant: str,
+        *,
+        resume: Forgotten | None = None,
+        progress: Callable[[Forgotten], None] | None = None,
+    ) -> Forgotten:
+        """As `NexCache.forget`; `progress` is told in the thread of the cache's event loop."""
+        return self.run(self._cache.forget(tenant, resume=resume, progress=progress))
+
+    def mend(self) -> int:
+        """As `NexCache.mend`."""
+        return self.run(self._cache.mend())
+
+    def tenants(self) -> tuple[frozenset[str], bool]:
+        """As `NexCache.tenants`."""
+        return self.run(self._cache.tenants())
 
     def operations(self, tenant: str) -> frozenset[str]:
         """As `NexCache.operations`."""
         return self.run(self._cache.operations(tenant))
 
-    def stats(self, tenant: str) -> Statistics:
+    def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
         """As `NexCache.stats`."""
-        return self.run(self._cache.stats(tenant))
+        return self.run(self._cache.stats(tenant, usage=usage))
+
+    def trend(self, tenant: str) -> Trend:
+        """As `NexCache.trend`."""
+        return self.run(self._cache.trend(tenant))
 
     def health(self) -> StoreHealth:
         """As `NexCache.health`."""
         return self.run(self._cache.health())
+
+    def status(self) -> Health:
+        """As `NexCache.status`."""
+        return self.run(self._cache.status())
+
+    def sample(self, tenant: str) -> Sample:
+        """As `NexCache.sample`."""
+        return self.run(self._cache.sample(tenant))
 
     def check_rate_limit(
         self, api: str, limit: int, window: float | str, *, tenant: str = "default"
@@ -301,6 +369,35 @@ class SyncFace:
     ) -> "SyncValues":
         """As `NexCache.tenant`."""
         return SyncValues(self, self._cache.tenant(name, when_away=when_away, types=types, encrypted=encrypted))
+
+    def sessions(
+        self,
+        *,
+        ttl: Duration = "1h",
+        max_age: Duration = "7d",
+        tenant: str | None = None,
+        when_away: Literal["raise", "memory"] = "raise",
+        types: Sequence[Any] = (),
+        encrypted: bool = False,
+    ) -> "SyncSessions":
+        """As `NexCache.sessions`."""
+        sessions = self._cache.sessions(
+            ttl=ttl, max_age=max_age, tenant=tenant, when_away=when_away, types=types, encrypted=encrypted
+        )
+        return SyncSessions(self, sessions)
+
+    def rate_limit(
+        self,
+        rate: str | Rate,
+        *,
+        name: str = "default",
+        algorithm: Algorithm | str = Algorithm.GCRA,
+        when_away: Literal["local", "open", "closed"] = "local",
+        instances: int | None = None,
+    ) -> "SyncRateLimit":
+        """As `NexCache.rate_limit`."""
+        limit = self._cache.rate_limit(rate, name=name, algorithm=algorithm, when_away=when_away, instances=instances)
+        return SyncRateLimit(self, limit)
 
 
 def refuse_in_loop() -> None:
@@ -522,6 +619,54 @@ class SyncValues:
     def pipeline(self) -> "SyncPipeline":
         """Collect calls in a `with` block, and send them at its end in one round trip."""
         return SyncPipeline(self._face, self._values.pipeline())
+
+
+class SyncSessions:
+    """An application's sessions for synchronous code: as `nexcache.sessions.Sessions`, call by call."""
+
+    def __init__(self, face: SyncFace, sessions: Sessions) -> None:
+        self._face = face
+        self._sessions = sessions
+
+    def create(self, data: Mapping[str, Any] | None = None, *, user: str | None = None) -> Session:
+        """Begin a session under a new id; `user` is whose it is, once that is known."""
+        return self._face.run(self._sessions.create(data, user=user))
+
+    def get(self, session_id: str) -> Session | None:
+        """Return a session and prolong it; None where there is none, or none any more."""
+        return self._face.run(self._sessions.get(session_id))
+
+    def update(self, session_id: str, data: Mapping[str, Any]) -> Session | None:
+        """Let a session hold `data` instead of what it held, and prolong it; None where there is none any more."""
+        return self._face.run(self._sessions.update(session_id, data))
+
+    def save(self, session: Session, data: Mapping[str, Any]) -> Session | None:
+        """As `update`, for a session that was read before: what has ended meanwhile is not begun again."""
+        return self._face.run(self._sessions.save(session, data))
+
+    def rotate(self, session_id: str, *, user: str | None = None) -> Session | None:
+        """Give a session a new id, and end the old one; with `user` it is that user's from now on."""
+        return self._face.run(self._sessions.rotate(session_id, user=user))
+
+    def delete(self, session_id: str) -> bool:
+        """End a session; whether there was one."""
+        return self._face.run(self._sessions.delete(session_id))
+
+    def revoke(self, user: str) -> None:
+        """End all sessions of a user, everywhere."""
+        self._face.run(self._sessions.revoke(user))
+
+
+class SyncRateLimit:
+    """A limit for synchronous code: as `nexcache.rate_limit.RateLimit`."""
+
+    def __init__(self, face: SyncFace, limit: RateLimit) -> None:
+        self._face = face
+        self._limit = limit
+
+    def check(self, subject: str, *, tenant: str, cost: int = 1) -> Decision:
+        """Count `cost` events of a subject if there is room for all of them; with 0 only look."""
+        return self._face.run(self._limit.check(subject, tenant=tenant, cost=cost))
 
 
 class SyncPipeline:

@@ -131,7 +131,12 @@ def build(
     quotas = None
     if settings.quotas or settings.default_quota != Quota():
         quotas = Quotas(
-            default=settings.default_quota, quotas=settings.tenant_quotas, keys=keys, store=store, counts=limits
+            default=settings.default_quota,
+            quotas=settings.tenant_quotas,
+            keys=keys,
+            store=store,
+            counts=limits,
+            instances=settings.processes,
         )
     generations: tuple[Generations, ...] = (local_generations,)
     shared = l1 = None

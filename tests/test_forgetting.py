@@ -26,13 +26,20 @@ async def live(node: Node, tenant: str) -> None:
     node.cache.counts.of(tenant, "overview").misses += 1
     await node.cache.tenant(tenant).set("colour", "red")
     await node.cache.rate_limit("5/minute").check("someone", tenant=tenant)
+    sessions = node.cache.sessions(tenant=tenant, encrypted=node.cache._parts.vault is not None)
+    await sessions.create({"cart": [1]}, user="ann")
+    await node.cache.switch("details", tenant=tenant, off=True)
+    await node.cache.switch("overview", tenant=tenant, off=True)
+    await node.cache.switch("overview", tenant=tenant, off=False)
     await node.cache.stats(tenant)
     await node.cache._parts.ledger.flush()
 
 
 def keys_of(valkey: Valkey, tenant: str) -> set[bytes]:
-    """Return a tenant's keys, without the lease of a moment that goes by itself."""
-    return {key for key in valkey.ask("KEYS", "*") if tenant.encode() in key and not key.endswith(b"@restoring")}
+    """Return a tenant's keys, without the lease of a moment that goes by itself; and its fields among others'."""
+    keys = {key for key in valkey.ask("KEYS", "*") if tenant.encode() in key and not key.endswith(b"@restoring")}
+    switches = valkey.ask("HGETALL", "nexarch.switch:all") if valkey.ask("EXISTS", "nexarch.switch:all") else {}
+    return keys | {name for name in switches if name.startswith(tenant.encode() + b"|")}
 
 
 async def test_nothing_of_a_forgotten_tenant_is_left_and_nothing_of_others_is_touched(
@@ -41,11 +48,10 @@ async def test_nothing_of_a_forgotten_tenant_is_left_and_nothing_of_others_is_to
     node, other = Node(redis_url, **SETTINGS), Node(redis_url, **SETTINGS)
     for tenant in ("acme", "acme2", "globex"):
         await live(node, tenant)
-    valkey.ask("SET", "nexarch.session:acme:0123", "session")
     await other.look(node.key("a", tags=("service:a",)))
     families = {key.split(b":")[0] for key in keys_of(valkey, "acme2")}
     assert families >= {b"nexarch", b"nexarch.value", b"nexarch.limit", b"nexarch.quota", b"nexarch.key",
-                        b"nexarch.stats", b"nexarch.trend"}  # fmt: skip
+                        b"nexarch.stats", b"nexarch.trend", b"nexarch.session", b"acme2|details"}  # fmt: skip
     others = keys_of(valkey, "acme2") | keys_of(valkey, "globex")
     mine = keys_of(valkey, "acme") - keys_of(valkey, "acme2")
     steps: list[Forgotten] = []
@@ -63,6 +69,10 @@ async def test_nothing_of_a_forgotten_tenant_is_left_and_nothing_of_others_is_to
     assert node.entries.memory.held_by(node.keys.prefix("acme")) == (0, 0)
     assert (await node.cache.stats("acme")).operations == {}
     assert (await node.cache.stats("globex")).operations["overview"].misses > 0
+    await other.cache._parts.switches.look()
+    for each in (node, other):
+        assert not each.cache.is_disabled("details", "acme")
+        assert each.cache.is_disabled("details", "globex")
     again = await node.cache.forget("acme")
     assert again.done
     for each in (node, other):
@@ -126,12 +136,14 @@ async def test_without_a_store_this_process_forgets() -> None:
     for tenant in ("acme", "globex"):
         await live(node, tenant)
 
-    assert (await node.cache.forget("acme")) == Forgotten("acme", 4, done=True)
+    assert (await node.cache.forget("acme")) == Forgotten("acme", 6, done=True)  # entries, a value, a session, a user
 
     assert await node.cache.tenant("acme").get("colour") is None
     assert await node.cache.tenant("globex").get("colour") == "red"
     assert await node.body(node.keys.key("globex", "overview", b"a", ("service:a",))) == b"1"
     assert (await node.cache.stats("acme")).operations == {}
+    assert not node.cache.is_disabled("details", "acme")
+    assert node.cache.is_disabled("details", "globex")
     assert [key for key in node.local._values if b"acme" in key] == []
     assert await node.cache.mend() == 0
     await node.cache.aclose()

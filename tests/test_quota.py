@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import pytest
 from starlette.applications import Starlette
@@ -180,6 +181,21 @@ async def test_more_answers_a_second_than_may_be_kept_are_answered_and_not_kept(
     await node.cache.aclose()
 
 
+@pytest.mark.parametrize(("announced", "kept"), [({}, 6), ({"instances": 3}, 2), ({"instances": 9}, 1)])
+async def test_while_the_store_is_away_a_process_keeps_its_part_of_the_answers_a_second(
+    own_valkey: Valkey, announced: dict[str, int], kept: int
+) -> None:
+    node = Node(own_valkey.url, op_timeout_ms=500, quota_fills_per_second=6, **announced)
+    clock = node.cache._parts.limits._clock = FakeClock()
+    assert (await fills(node, "abcdefghi")).startswith("abcdef")
+    own_valkey.kill()
+
+    assert len(await fills(node, "jklmnopq")) == kept
+    clock.advance(1)
+    assert len(await fills(node, "rstuvwxy")) == kept
+    await node.cache.aclose()
+
+
 async def test_without_a_store_it_is_this_process_that_counts() -> None:
     node = Node(None, quotas={"acme": Quota(entries=2, bytes=100_000)})
 
@@ -221,28 +237,27 @@ async def test_a_tenant_that_is_nearly_full_fires_an_alert(redis_url: str) -> No
     await node.cache.aclose()
 
 
-def app(cache: NexCache) -> Starlette:
+def app(cache: NexCache, mode: Literal["policy", "rfc"] = "policy", fields: str = "") -> Starlette:
+    """Answer what is asked for; `fields` varies, and names what the answer varies by."""
+
     async def answer(request: Request) -> PlainTextResponse:
-        return PlainTextResponse(request.query_params.get("n", ""))
+        headers = {} if mode == "policy" else {"cache-control": "max-age=600"} | ({"vary": fields} if fields else {})
+        return PlainTextResponse(request.query_params.get("n", ""), headers=headers)
 
-    return Starlette(
-        routes=[Route("/x", answer)],
-        middleware=[
-            Middleware(
-                CacheMiddleware,
-                cache=cache,
-                tenant=tenants.header("X-Tenant", trusted=True),
-                policies=[Policy("/x", op="x", ttl="10m", jitter=0)],
-            )
-        ],
-    )
+    policies = [Policy("/x", op="x", ttl="10m", jitter=0)] if mode == "policy" else []
+    who = tenants.header("X-Tenant", trusted=True)
+    middleware = Middleware(CacheMiddleware, cache=cache, tenant=who, policies=policies, mode=mode)
+    return Starlette(routes=[Route("/x", answer)], middleware=[middleware])
 
 
-def test_over_quota_is_told_in_events_and_in_the_answer_and_stops_nobody_else(redis_url: str) -> None:
+@pytest.mark.parametrize("mode", ["policy", "rfc"])
+def test_over_quota_is_told_in_events_and_in_the_answer_and_stops_nobody_else(
+    redis_url: str, mode: Literal["policy", "rfc"]
+) -> None:
     cache = NexCache(Settings(redis_url=redis_url, op_timeout_ms=2000, quotas="acme entries=1"))
     told: list[object] = []
     cache.emitter.subscribe(lambda event: told.append(getattr(event, "reason", event)), NotStored)
-    with TestClient(app(cache)) as client:
+    with TestClient(app(cache, mode)) as client:
 
         def status(number: int, tenant: str = "acme") -> str:
             answer = client.get("/x", params={"n": number}, headers={"x-tenant": tenant})
@@ -252,7 +267,8 @@ def test_over_quota_is_told_in_events_and_in_the_answer_and_stops_nobody_else(re
         status(1)
         status(2)
         assert told == [NotStoredReason.QUOTA]
-        assert status(3) == "NexCache; fwd=uri-miss; detail=quota"
+        known = "NexCache; fwd=uri-miss; fwd-status=200" if mode == "rfc" else "NexCache; fwd=uri-miss"
+        assert status(3) == f"{known}; detail=quota"
         assert told == [NotStoredReason.QUOTA] * 2
         assert "hit" in status(1)
         status(2, "globex")
@@ -291,6 +307,37 @@ async def test_tenants_have_lifetimes_of_their_own(redis_url: str, valkey: Valke
         found[tenant] = math.ceil(int(valkey.ask("PTTL", key)) / 1000)
     await cache.aclose()
     assert found == {"acme": 30, "globex": 120, "initech": 50}
+
+
+def test_a_variant_that_is_over_quota_is_not_stored_by_the_rules_of_http_either(redis_url: str) -> None:
+    """An answer that varies takes two places: its own, and that of what says by which fields."""
+    cache = NexCache(Settings(redis_url=redis_url, op_timeout_ms=2000, quota_entries=3))
+    told: list[object] = []
+    cache.emitter.subscribe(lambda event: told.append(getattr(event, "reason", event)), NotStored)
+    with TestClient(app(cache, "rfc", "x-language")) as client:
+
+        def status(language: str) -> str:
+            answer = client.get("/x", headers={"x-tenant": "acme", "x-language": language})
+            return answer.headers["cache-status"]
+
+        assert status("en") == "NexCache; fwd=uri-miss; fwd-status=200; stored"
+        assert status("de") == "NexCache; fwd=vary-miss; fwd-status=200; stored"
+        status("fr")
+        assert told == [NotStoredReason.QUOTA]
+        assert status("it") == "NexCache; fwd=vary-miss; fwd-status=200; detail=quota"
+        assert "hit" in status("en")
+
+
+def test_a_tenants_own_time_bounds_what_the_rules_of_http_would_keep(redis_url: str, valkey: Valkey) -> None:
+    cache = NexCache(Settings(redis_url=redis_url, op_timeout_ms=2000, tenant_ttls="acme=30s,initech/http=2d"))
+    with TestClient(app(cache, "rfc")) as client:
+        found = {}
+        for tenant in ("acme", "globex", "initech"):
+            client.get("/x", headers={"x-tenant": tenant})
+            (key,) = [key for key in valkey.ask("KEYS", f"nexarch:{tenant}:http:*") if key.count(b":") == 3]
+            found[tenant] = math.ceil(int(valkey.ask("PTTL", key)) / 1000)
+    assert found["acme"] == 30
+    assert found["globex"] == found["initech"] > 500
 
 
 def test_the_middleware_keeps_a_tenants_answers_for_its_own_time(redis_url: str, valkey: Valkey) -> None:

@@ -275,6 +275,14 @@ async def test_while_the_store_is_away_each_limit_does_what_it_says(
         assert sum(decision.allowed for decision in decisions) == passed
 
 
+async def test_how_many_processes_share_a_limit_is_a_setting(own_valkey: Valkey) -> None:
+    async with NexCache(Settings(redis_url=own_valkey.url, op_timeout_ms=500, instances=5)) as cache:
+        own_valkey.kill()
+        for told, passed in ((None, 2), (1, 10)):
+            limit = cache.rate_limit("10/hour", name=f"told-{told}", instances=told)
+            assert sum([(await limit.check("user", tenant="acme")).allowed for _ in range(12)]) == passed
+
+
 async def test_what_may_have_been_counted_is_not_counted_again(
     cache: NexCache, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

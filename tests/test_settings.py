@@ -85,6 +85,7 @@ def assert_silent(error: BaseException | None) -> None:
         ("CACHE_QUOTA_BYTES", "1MiB", "quota_bytes", 1024**2),
         ("CACHE_QUOTA_ENTRIES", "5", "quota_entries", 5),
         ("CACHE_QUOTA_FILLS_PER_SECOND", "5", "quota_fills_per_second", 5),
+        ("CACHE_INSTANCES", "3", "instances", 3),
         ("CACHE_QUOTAS", "acme entries=5 fills=2", "quotas", {"acme": Quota(entries=5, fills=2)}),
         ("CACHE_TTL_SECONDS", "600", "ttl_seconds", 600.0),
         ("CACHE_TTL_SECONDS", "10m", "ttl_seconds", 600.0),

@@ -1,6 +1,7 @@
 """The synchronous face: plain functions from any thread, before and after forks, beside an event loop and without."""
 
 import asyncio
+import inspect
 import os
 import signal
 import socket
@@ -23,8 +24,14 @@ from starlette.routing import Route
 
 from nexcache import CacheMiddleware, ConfigurationError, NexCache, Settings, tenants
 from nexcache.errors import CannotKey, NoTenant, StoreUnavailable
+from nexcache.forgetting import Forgotten
+from nexcache.functions import Cached
+from nexcache.rate_limit import RateLimit
+from nexcache.sessions import Sessions
+from nexcache.sync import SyncCached, SyncFace, SyncRateLimit, SyncSessions, SyncValues
 from nexcache.telemetry.events import Answered, Event
 from nexcache.telemetry.names import Result, Tier
+from nexcache.values import Values
 from tests.servers import Valkey
 
 ROOT = Path(__file__).parent.parent
@@ -182,6 +189,78 @@ def test_values_statistics_health_and_limits_have_their_synchronous_forms(cache:
     assert "users" in cache.sync.operations("acme")
     assert cache.sync.warm("acme", "users").requested == 0
     assert cache.sync.run(cache.status()).store.available
+
+
+def test_sessions_and_rate_limits_have_their_synchronous_forms(cache: NexCache) -> None:
+    sessions = cache.sync.sessions(ttl="1h", tenant="acme")
+    session = sessions.create({"cart": [1]}, user="ann")
+    changed = sessions.update(session.id, {"cart": [1, 2]})
+    saved = sessions.save(session, {"cart": []})
+    rotated = sessions.rotate(session.id)
+    assert changed is not None
+    assert saved is not None
+    assert rotated is not None
+    other = sessions.create(user="ann")
+
+    assert (changed.data, saved.data, rotated.data) == ({"cart": [1, 2]}, {"cart": []}, {"cart": []})
+    assert sessions.get(session.id) is None
+    assert (sessions.delete(other.id), sessions.delete(other.id)) == (True, False)
+    sessions.revoke("ann")
+    assert sessions.get(rotated.id) is None
+
+    limit = cache.sync.rate_limit("2/hour", name="calls", algorithm="fixed-window")
+    assert [limit.check("ann", tenant="acme").allowed for _ in range(3)] == [True, True, False]
+    assert limit.check("ann", tenant="globex", cost=0).count == 0
+
+
+def test_a_tenant_is_looked_after_and_forgotten_from_synchronous_code(cache: NexCache) -> None:
+    values = cache.sync.tenant("acme")
+    values.set("a", 1)
+    cached = cache.sync.cached("users", ttl=60)(lambda: 1)
+    cached()
+    told: list[Forgotten] = []
+
+    assert cache.sync.preview("acme", "users").entries == 1
+    assert cache.sync.switch("users", tenant="acme", off=True)
+    assert cache.is_disabled("users", "acme")
+    assert cache.sync.trend("acme").last(3600).misses == 1
+    assert "acme" in cache.sync.tenants()[0]
+    assert cache.sync.status().store.available
+    assert len(cache.sync.sample("acme").entries) == 1
+    assert cache.sync.explain("acme", "/x").verdict == "no-policy"
+    assert cache.sync.mend() == 0
+    done = cache.sync.forget("acme", progress=told.append)
+    assert told[-1] == done
+    assert done.done
+    assert (values.get("a"), cache.is_disabled("users", "acme")) == (None, False)
+
+
+INSIDE = {"start", "aclose", "refill", "invalidate_targets", "preview_targets"}
+"""What has no synchronous form: it starts itself, and the rest is for other parts of the cache."""
+
+
+@pytest.mark.parametrize(
+    ("awaited", "plain"),
+    [(NexCache, SyncFace), (Values, SyncValues), (Sessions, SyncSessions), (RateLimit, SyncRateLimit),
+     (Cached, SyncCached)],
+)  # fmt: skip
+def test_every_call_has_a_synchronous_form_with_the_same_parameters(awaited: type, plain: type) -> None:
+    calls = {
+        name: list(inspect.signature(call).parameters.values())
+        for name, call in inspect.getmembers(awaited, inspect.isfunction)
+        if not name.startswith("_") and name not in INSIDE and inspect.iscoroutinefunction(call)
+    }
+    if awaited is NexCache:
+        calls |= {name: [*inspect.signature(getattr(NexCache, name)).parameters.values()] for name in MADE}
+    assert calls
+    for name, parameters in calls.items():
+        form = [*inspect.signature(getattr(plain, name)).parameters.values()]
+        assert [(each.name, each.kind, each.default) for each in form] == [
+            (each.name, each.kind, each.default) for each in parameters
+        ], name
+
+
+MADE = ("cached", "tenant", "sessions", "rate_limit")
 
 
 def test_the_same_entries_are_behind_both_faces(redis_url: str) -> None:

@@ -83,15 +83,15 @@ async def maintain() -> None:
     from examples.calendar_assistant.assistant import CALLS, ORGANISATION, cache  # noqa: PLC0415 - see above
 
     async with cache:
+        kept = {}
         for function, arguments in CALLS.values():
             await function(*arguments)
+            found = await function.explain(*arguments)
+            kept[found.operation] = found.ttl
         print("\noperation     hits  misses  hit ratio  kept for")
         for name, counts in sorted((await cache.stats(ORGANISATION)).operations.items()):
             asked = counts.hits + counts.misses
-            print(
-                f"{name:12} {counts.hits:5} {counts.misses:7} {counts.hits / asked:9.1%}"
-                f"  {cache.settings.ttl_of(name) or 'as declared'}"
-            )
+            print(f"{name:12} {counts.hits:5} {counts.misses:7} {counts.hits / asked:9.1%}  {kept[name]:.0f} s")
         function, arguments = CALLS["get_user_by_user_id"]
         found = await function.explain(*arguments)
         print(f"\nget_user_by_user_id{arguments} is {found.key}: {found.remaining:.0f} of {found.ttl:.0f} s left,")

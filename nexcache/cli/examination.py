@@ -58,7 +58,7 @@ async def of_store(*, fix: bool) -> Report:
 
     expected = Expected(settings.failover == "trust", settings.op_timeout_ms, settings.l1_lease_ms)
     reachable = False
-    for server in servers(target):
+    for server in await servers(target):
         async with Inspection(server) as inspection:
             facts = await inspection.facts(on_cluster=isinstance(target, ClusterTarget))
             reachable = reachable or facts.unreachable is None

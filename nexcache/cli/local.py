@@ -10,7 +10,7 @@ from typing import Any, Final, Self, TypeVar
 
 from nexcache.cache import NexCache
 from nexcache.cli.source import Document, Failed
-from nexcache.errors import NexCacheError
+from nexcache.errors import NexCacheError, StoreError
 from nexcache.settings import Settings
 from nexcache.tenants import is_valid_id
 
@@ -138,6 +138,16 @@ class Local:
         if not self._run(self._cache.switch(operation, tenant=tenant, off=off)):
             raise Failed(f"{self.name} does not answer: nothing was switched", 1)
         return {"operation": operation, "disabled": off, "tenant": tenant, "scope": "all-nodes"}
+
+    def forget(self, tenant: str) -> Document:
+        """Remove from the store what there is of a tenant, on all nodes."""
+        try:
+            done = self._runner.run(self._cache.forget(tenant))
+        except StoreError as error:
+            raise Failed(f"{error}; repeating it goes on", 1) from error
+        except (NexCacheError, ValueError) as error:
+            raise Failed(str(error)) from error
+        return {"tenant": done.tenant, "removed": done.removed, "done": done.done}
 
     def _run(self, asked: Coroutine[Any, Any, _T]) -> _T:
         try:

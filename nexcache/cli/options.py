@@ -51,6 +51,9 @@ def key_of(file: Path | None) -> str | None:
     return key
 
 
-def source(url: str | None, key_file: Path | None, key_header: str, tenant: str | None) -> Source:
-    """Return the cache that the options name."""
-    return opened(url, tenant, key=key_of(key_file) if url is not None else None, key_header=key_header)
+def source(
+    url: str | None, key_file: Path | None, key_header: str, tenant: str | None, *, timeout: float = 10.0
+) -> Source:
+    """Return the cache that the options name; `timeout` is for a running app, in seconds."""
+    key = key_of(key_file) if url is not None else None
+    return opened(url, tenant, key=key, key_header=key_header, timeout=timeout)

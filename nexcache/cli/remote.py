@@ -135,6 +135,10 @@ class Remote:
             raise Failed("--all-tenants and --tenant: only one of them can be meant")
         return self._ask("POST" if off else "DELETE", f"/operations/{_quoted(operation)}/disable")
 
+    def forget(self, tenant: str) -> Document:
+        """`DELETE /tenants/{tenant}`; an operator's."""
+        return self._ask("DELETE", f"/tenants/{_quoted(tenant)}", tenant=False)
+
     def _pages(self, path: str, *, tenant: bool = True) -> Iterator[Document]:
         query = {"limit": str(_PAGE)}
         while True:

@@ -46,6 +46,9 @@ class Source(Protocol):
     def switch(self, operation: str, *, off: bool, everybody: bool) -> Document:
         """Send an operation's requests to the app, or no longer."""
 
+    def forget(self, tenant: str) -> Document:
+        """Remove everything that there is of a tenant."""
+
     def __enter__(self) -> Self:
         """Begin."""
 

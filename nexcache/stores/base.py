@@ -203,6 +203,9 @@ class Store(Protocol):
     async def numbers(self, key: bytes) -> Mapping[bytes, int]:
         """Read the numbers under a key."""
 
+    async def drop(self, key: bytes, names: Sequence[bytes]) -> None:
+        """Remove some of the numbers under a key. Repeating it is harmless."""
+
     async def usage(self, prefix: bytes, *, most: int) -> "Usage":
         """Count the values whose keys begin with `prefix`, looking at about `most` keys."""
 

@@ -14,8 +14,9 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
 from nexcache.diagnosis import Facts, Keys, Refusal, Unreachable
+from nexcache.stores.cluster import slots_of
 from nexcache.stores.faults import classify
-from nexcache.stores.target import AnyTarget, ClusterTarget, SentinelTarget, Target
+from nexcache.stores.target import Address, AnyTarget, ClusterTarget, SentinelTarget, Target
 
 _LOOPBACK: Final = frozenset(("localhost", "127.0.0.1", "::1"))
 _LOOKED_AT: Final = 20_000
@@ -97,20 +98,40 @@ def probes(tenant: str) -> Sequence[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def servers(target: AnyTarget) -> Sequence[Target | SentinelTarget]:
-    """Return the servers of a target that are known by address, each to be looked at by itself."""
-    if isinstance(target, ClusterTarget):
-        return [target.server.at(address) for address in target.nodes]
-    return [target]
+async def servers(target: AnyTarget) -> Sequence[Target | SentinelTarget]:
+    """Return the servers of a target, each to be looked at by itself.
+
+    Of a cluster these are its primaries, and those that are named beside them: a node that is not reached is told of.
+    """
+    if not isinstance(target, ClusterTarget):
+        return [target]
+    return [target.server.at(address) for address in dict.fromkeys((*await primaries(target), *target.nodes))]
+
+
+async def primaries(target: ClusterTarget) -> Sequence[Address]:
+    """Ask one node after the other which primaries the cluster has; none if nobody says it."""
+    for address in target.nodes:
+        try:
+            async with Inspection(target.server.at(address)) as inspection:
+                slots = await inspection.ask("CLUSTER", "SLOTS")
+        except (exceptions.RedisError, OSError):
+            continue
+        found = None if isinstance(slots, Exception) else slots_of(slots, address)
+        if found is not None:
+            return tuple(dict.fromkeys(found))
+    return ()
 
 
 async def mend(target: AnyTarget, ttl_ms: int) -> int:
-    """Give all of the cache's keys that never expire an expiry, on every server that is known by address.
+    """Give all of the cache's keys that never expire an expiry, on all servers that hold some.
 
     Returns how many now have one; raises StoreError.
     """
     mended = 0
-    for server in servers(target):
+    holders: Sequence[Target | SentinelTarget] = ()
+    if isinstance(target, ClusterTarget):
+        holders = [target.server.at(address) for address in await primaries(target)]
+    for server in holders or await servers(target):
         try:
             async with Inspection(server) as inspection:
                 mended += await inspection.give_expiry(ttl_ms, most=math.inf)

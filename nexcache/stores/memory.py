@@ -394,6 +394,9 @@ class MemoryStore:
     async def add(self, key: bytes, amounts: Mapping[bytes, int], *, once: Mapping[bytes, int], ttl_ms: int) -> None:
         """Do nothing: the numbers of the only process are in its own counts."""
 
+    async def drop(self, key: bytes, names: Sequence[bytes]) -> None:
+        """Do nothing: as above."""
+
     async def numbers(self, key: bytes) -> Mapping[bytes, int]:
         """Return nothing: the numbers of the only process are in its own counts."""
         del key

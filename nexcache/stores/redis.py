@@ -381,6 +381,11 @@ class RedisCommands(ABC):
         (flat,), _ = await self._call("stats", (("HGETALL", key),), deadline=None, waited_for=False)
         return {name: int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
+    async def drop(self, key: bytes, names: Sequence[bytes]) -> None:
+        """Remove with HDEL."""
+        if names:
+            await self._call("stats", (("HDEL", key, *names),), deadline=None, waited_for=False)
+
     async def distinct(self, key: bytes, names: Sequence[bytes], *, ttl_ms: int) -> int:
         """Count with PFADD and PFCOUNT, to about one in a hundred; begins anew `ttl_ms` after its first name."""
         commands: Sequence[Command] = (("PFADD", key, *names), ("PFCOUNT", key), ("PTTL", key))

@@ -243,6 +243,43 @@ async def test_the_page_shows_what_happens_while_it_happens(site: Site, opened: 
     await until(page, f"document.querySelectorAll('#requests li').length > {before}")
 
 
+async def test_memory_and_quota_are_shown_by_tenant_and_by_operation(opened: Opened) -> None:
+    site = Site(quotas="acme bytes=64KiB entries=3 fills=500,globex fills=5")
+    await site.start()
+    try:
+        for path in ("/overview", "/overview", *(f"/services/{name}" for name in ("cart", "checkout", "payment"))):
+            await site.ask(path)
+        await site.ask("/overview", GLOBEX)
+        page = await opened(site.page(OPS))
+        await shows(page, "#tenants", "globex")
+        await page.locator("#tenant").select_option("acme")
+
+        await shows(page, "#memory", "service_details")
+        await shows(page, "#memory", re.compile(r"dashboard_overview\s*\d\.\d\sKiB\s*1 entry"))
+        await shows(page, "#memory", "Quota of this tenant")
+        await shows(page, "#memory", re.compile(r"bytes\s*\d\.\d\sKiB\s*of 64.0\sKiB"))
+        await shows(page, "#memory", re.compile(r"entries\s*3\s*of 3"))
+        await shows(
+            page, "#memory", "At most 500 answers a second are kept. 1 not kept by this process for want of quota."
+        )
+        used = {
+            await each.locator("th").inner_text(): await each.locator("td[data-label=Quota]").inner_text()
+            for each in await page.locator("#tenants tbody tr").all()
+        }
+        assert used == {"acme": "100\u00a0%", "globex": "\u2013"}
+        await shoot(page, "quota")
+        tenants_page = await opened(site.page(ACME), width=360, color_scheme="dark", reduced_motion="reduce")
+        await shows(tenants_page, "#memory", "Quota of this tenant")
+        await shows(tenants_page, "#operations", "1 · ")
+        assert await tenants_page.evaluate("document.documentElement.scrollWidth") == 360
+        assert await tenants_page.evaluate(CONTRAST) == []
+        assert await tenants_page.get_by_text("This process, all tenants").count() == 0
+        await shoot(tenants_page, "quota-dark-360")
+    finally:
+        await site.stop()
+        await site.cache.aclose()
+
+
 async def test_requests_can_be_paused_so_that_no_hit_pays_for_them(site: Site, opened: Opened) -> None:
     page = await opened(site.page(ACME))
     await shows(page, "#link", "live")

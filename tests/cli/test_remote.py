@@ -157,6 +157,34 @@ def test_an_operation_is_switched_off_and_on(nexcache: CommandLine, admin: str, 
     assert "overview of acme is answered from the cache" in on.stdout
 
 
+def test_a_tenant_is_forgotten_by_an_operator_and_only_if_that_is_meant(
+    nexcache: CommandLine, admin: str, get: Get
+) -> None:
+    get("/overview", times=2)
+    get("/overview", who="globex")
+
+    def entries(tenant: str) -> int:
+        words = ("invalidate", "overview", "--dry-run", "--json", "-t", tenant)
+        return int(told(nexcache(*words, "--url", admin, NEXCACHE_KEY=OPERATOR))["entries"])
+
+    before = entries("acme")
+    asked = nexcache("forget", "acme", "--url", admin, NEXCACHE_KEY=OPERATOR)
+    own = nexcache("forget", "acme", "--yes", "--url", admin)
+    kept = entries("acme")
+    done = told(nexcache("forget", "acme", "--yes", "--json", "--url", admin, NEXCACHE_KEY=OPERATOR))
+    shown = nexcache("forget", "acme", "-y", "--url", admin, NEXCACHE_KEY=OPERATOR).stdout
+    bad = nexcache("forget", "a\x01", "--yes", "--url", admin, NEXCACHE_KEY=OPERATOR)
+
+    assert before == kept > 0
+    assert (asked.exit_code, "--yes" in asked.stderr) == (2, True)
+    assert (own.exit_code, "answers 403" in own.stderr) == (2, True)
+    assert (done["tenant"], done["done"]) == ("acme", True)
+    assert done["removed"] > 0
+    assert (entries("acme"), entries("globex")) == (0, 1)
+    assert "acme: forgotten" in shown
+    assert (bad.exit_code, "answers 400" in bad.stderr) == (2, True)
+
+
 def test_the_key_may_be_in_a_file(nexcache: CommandLine, admin: str, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(SECRETS["globex"] + "\n", encoding="utf-8")

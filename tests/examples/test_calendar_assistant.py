@@ -58,7 +58,7 @@ def test_the_one_command_prints_the_tables_that_the_readme_shows(redis_url: str)
     assert printed.splitlines()[:2] == shown.splitlines()[:2]
     for line in shown.splitlines()[2:]:
         assert re.search(rf"^{re.escape(line.split()[0])} .*\({line.split('(')[-1][:3]}\)", printed, re.MULTILINE)
-    assert re.search(r"^user_info +\d+ +3 +\d+\.\d%", printed, re.MULTILINE)
+    assert re.search(r"^user_info +\d+ +3 +\d+\.\d%  600 s$", printed, re.MULTILINE)
     assert "nexarch:contoso:user_info:" in printed
 
 

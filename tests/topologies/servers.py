@@ -114,11 +114,11 @@ class Cluster:
                     return next(each for each in self.nodes if each.port == port)
         raise AssertionError("no node answers")
 
-    def tenants(self) -> list[str]:
-        """Return a tenant on each primary."""
+    def tenants(self, word: str = "t") -> list[str]:
+        """Return a tenant on each primary, named by a word and a number."""
         found: dict[int, str] = {}
         for number in range(200):
-            found.setdefault(self.of(f"t{number}").port, f"t{number}")
+            found.setdefault(self.of(f"{word}{number}").port, f"{word}{number}")
             if len(found) == 3:
                 break
         return list(found.values())

@@ -2,18 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from redis.crc import key_slot
 
 from nexcache import NexCache, Settings
+from nexcache.cli import examination
 from nexcache.errors import OverQuota, StoreError
 from nexcache.key import CacheKey
 from nexcache.stores.cluster import ClusterStore, slots_of
 from nexcache.telemetry.names import Tier
 from tests.invalidation.nodes import Node
+from tests.servers import Valkey
+from tests.test_forgetting import SETTINGS, live
 from tests.topologies.servers import Cluster, until
 
 FAILOVER = 5.0
@@ -276,11 +280,65 @@ async def test_a_tenants_account_is_on_its_node_and_it_is_forgotten_there(cluste
         quota = (await node.cache.stats(tenant)).quota
         assert quota is not None
         assert quota.entries == 2
-    kept, forgotten = tenants[0], tenants[-1]
+    await node.cache.aclose()
 
-    assert (await node.cache.forget(forgotten)).done
 
-    assert cluster.of(forgotten).ask("KEYS", f"nexarch*{forgotten}*") == []
-    assert await node.body(key_of(node, forgotten, "a")) is None
-    assert await node.body(key_of(node, kept, "a")) == b"1"
+def left(cluster: Cluster, tenant: str) -> list[bytes]:
+    """Return what any node has of a tenant: keys, and fields of keys of all; not the lease of a moment."""
+    found = [key for each in cluster.nodes for key in each.ask("KEYS", f"nexarch*{tenant}*")]
+    switches = [name for each in cluster.nodes for name in _switches(each) if name.startswith(tenant.encode() + b"|")]
+    return [key for key in found if not key.endswith(b"@restoring")] + switches
+
+
+def _switches(node: Valkey) -> Collection[bytes]:
+    try:
+        return node.ask("HGETALL", "nexarch.switch:all") or {}
+    except redis.RedisError:  # another node's
+        return ()
+
+
+async def test_a_tenant_is_forgotten_wherever_it_lives_and_nobody_else(cluster: Cluster) -> None:
+    node = Node(cluster.url, **SETTINGS)
+    tenants = cluster.tenants("known")
+    for tenant in tenants:
+        await live(node, tenant)
+    before = {tenant: left(cluster, tenant) for tenant in tenants}
+    families = {key.split(b":")[0].split(b"|")[-1] for key in before[tenants[0]]}
+    assert families >= {b"nexarch", b"nexarch.value", b"nexarch.session", b"nexarch.limit", b"nexarch.quota",
+                        b"nexarch.key", b"nexarch.stats", b"nexarch.trend", b"details"}  # fmt: skip
+    for forgotten in tenants[:2]:
+        done = await node.cache.forget(forgotten)
+        assert done.done
+        assert done.removed >= len(before[forgotten]) - 7  # the invalidation before took the generations
+        assert left(cluster, forgotten) == []
+    assert left(cluster, tenants[2]) == before[tenants[2]]
+    await node.cache.aclose()
+
+
+async def test_what_never_expires_is_found_and_mended_on_every_node_of_a_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One address is enough: the others are those that the cluster names."""
+    first = f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}"
+    node = Node(first)
+    tenants = cluster.tenants("old")
+    for tenant in tenants:
+        await live(node, tenant)
+        cluster.of(tenant).ask("PERSIST", key_of(node, tenant, "a").name)
+        cluster.of(tenant).ask("SET", node.keys.session(tenant, "kept"), "1")
+    monkeypatch.setenv("REDIS_URL", first)
+    monkeypatch.setenv("CACHE_OP_TIMEOUT_MS", "2000")
+    report = await examination.of_store(fix=False)
+    found = {each.where for each in report.findings if each.code == "no-expiry"}
+    assert found == {f"redis://127.0.0.1:{each.port}/0" for each in cluster.nodes}
+
+    assert await node.cache.mend() == 3
+
+    for tenant in tenants:
+        server = cluster.of(tenant)
+        assert 0 < server.ask("PTTL", key_of(node, tenant, "a").name) <= 30 * 86_400_000
+        for kept in (node.keys.value(tenant, "colour"), node.keys.session(tenant, "kept")):
+            assert server.ask("PTTL", kept) == -1
+    assert "no-expiry" not in {each.code for each in (await examination.of_store(fix=False)).findings}
+    assert await node.cache.mend() == 0
     await node.cache.aclose()

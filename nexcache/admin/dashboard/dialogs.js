@@ -211,7 +211,7 @@ function explained(found) {
   if (found.not_stored !== null) row("Not kept", `${name(found.not_stored.reason)}, ${seconds(found.not_stored.seconds_ago)} ago`);
   if (found.generations.length > 0) row("Depends on", h("ul", { class: "plain" }, found.generations.map((each) => h("li", {}, bdi(each.of), each.present ? "" : h("span", { class: "badge warn" }, "gone")))));
   const by = [...found.invalidated_by.operations.map((operation) => (operation === "*" ? "everything" : operation)), ...found.invalidated_by.tags.map((tag) => `tag ${tag}`)];
-  if (by.length > 0) row("Invalidated by", by.map((target) => [bdi(target), " "]).flat());
+  if (by.length > 0) row("Invalidated by", by.map((target, index) => [index > 0 ? ", " : "", bdi(target)]).flat());
   if (found.key !== null) {
     row("Key", h("code", {}, name(found.key.name)));
     row("Made of", h("ul", { class: "plain" }, Object.entries(found.key.parts).filter(([, value]) => value !== null && value !== "" && !(Array.isArray(value) && value.length === 0)).map(([part, value]) => h("li", {}, h("span", { class: "muted" }, `${part.replace("_", " ")}: `), Array.isArray(value) ? value.map((each) => [bdi(`${each.name}: ${each.value}`), " "]).flat() : bdi(value)))));

@@ -70,8 +70,8 @@ export function tiles({ stats, recent, live }) {
 
 const tile = (title, figure, what, below) => h("div", { class: "card tile" }, h("h2", {}, title), h("p", { class: "figure" }, figure, h("small", {}, what)), below);
 const note = (words) => h("p", { class: "muted" }, words);
-const quantiles = (latency) => note(latency.mean > 0 ? `p95 ${ms(latency.p95)} · p99 ${ms(latency.p99)}` : "none of late");
-const meter = (share) => h("div", { class: "meter" }, h("i", { style: { width: `${(share * 100).toFixed(1)}%` } }));
+const quantiles = (latency) => note(latency.mean > 0 ? `p95\u00a0${ms(latency.p95)} · p99\u00a0${ms(latency.p99)}` : "none of late");
+const meter = (share, kind = null) => h("div", { class: "meter" }, h("i", { class: kind, style: { width: `${(share * 100).toFixed(1)}%` } }));
 
 function day(instant) {
   const date = new Date(instant);
@@ -100,6 +100,12 @@ export function operations(list, act) {
   text($("ops-note"), list.length > 0 ? `${list.length}, the most asked first` : "");
 }
 
+function quotaCell(quota) {
+  const used = fullness(quota);
+  if (used === null) return "–";
+  return h("span", { class: "ratio", title: quota.refused > 0 ? `${count(quota.refused)} answers not kept by this process` : null }, percent(used), meter(Math.min(1, used), used >= NEARLY ? "stale" : null));
+}
+
 const cell = (label, value) => h("td", { "data-label": label }, value);
 
 /** What takes longest, and how little of it a hit takes. */
@@ -122,14 +128,33 @@ export function savings(list) {
     : known.some((each) => each.figures.saved.verdict === "pays") ? h("p", { class: "muted good" }, "It pays for every operation that can be judged.") : []);
 }
 
-/** What is held, by operation; the process's own memory for operators. */
+/** How much of a quota is used up, from 0 to 1; null where it does not limit what is held, or that is not known. */
+function fullness(quota) {
+  const parts = quota ? [[quota.used, quota.limit], [quota.entries.used, quota.entries.limit]] : [];
+  const known = parts.filter(([used, limit]) => limit !== null && used !== null);
+  return known.length > 0 ? Math.max(...known.map(([used, limit]) => used / Math.max(1, limit))) : null;
+}
+
+const NEARLY = 0.9;
+
+function quotaRows(quota) {
+  const limit = (title, used, most, words) => most === null ? null
+    : bar(title, [[used / Math.max(1, most) >= NEARLY ? "stale" : "accent", used === null ? 0 : used / Math.max(1, most)]], words(used), `of ${words(most)}`);
+  const fills = quota.fills_per_second === null ? "" : `At most ${count(quota.fills_per_second)} answers a second are kept.`;
+  const refused = quota.refused > 0 ? `${count(quota.refused)} not kept by this process for want of quota.` : "";
+  return [h("p", { class: "divider muted" }, "Quota of this tenant"), limit("bytes", quota.used, quota.limit, bytes), limit("entries", quota.entries.used, quota.entries.limit, count),
+    fills || refused ? h("p", { class: "muted small" }, [fills, refused].filter(Boolean).join(" ")) : null].filter((each) => each !== null);
+}
+
+/** What is held, by operation, and the tenant's quota; the process's own memory for operators. */
 export function memory(stats, held) {
   const list = Object.entries(stats.operations).map(([operation, figures]) => ({ operation, ...figures })).filter((each) => each.bytes > 0).sort((a, b) => b.bytes - a.bytes).slice(0, 6);
   const most = Math.max(...list.map((each) => each.bytes), 1e-9);
   const rows = list.map((each) => bar(each.operation, [["accent", each.bytes / most]], bytes(each.bytes), `${count(each.entries)} ${each.entries === 1 ? "entry" : "entries"}`));
-  if (stats.quota?.limit) rows.unshift(bar("quota", [["stale", stats.quota.used / stats.quota.limit]], percent(stats.quota.used / stats.quota.limit), `of ${bytes(stats.quota.limit)}`));
+  if (rows.length === 0) rows.push(empty(stats.entries === null ? "The store could not be asked." : "Nothing is stored."));
+  if (stats.quota) rows.push(...quotaRows(stats.quota));
   if (held !== null) rows.push(h("p", { class: "divider muted" }, "This process, all tenants"), bar("bytes", [["accent", held.max_bytes > 0 ? held.bytes / held.max_bytes : 0]], bytes(held.bytes), `of ${bytes(held.max_bytes)}`), bar("entries", [["accent", held.entries / held.max_entries]], count(held.entries), `of ${count(held.max_entries)}`));
-  fill($("memory"), rows.length > 0 ? rows : empty(stats.entries === null ? "The store could not be asked." : "Nothing is stored."));
+  fill($("memory"), rows);
   text($("mem-note"), stats.entries === null ? "" : `${stats.estimated ? "about " : ""}${bytes(stats.bytes)} in ${count(stats.entries)} ${stats.entries === 1 ? "entry" : "entries"}`);
 }
 
@@ -148,9 +173,10 @@ export function tenants(list, chosen, choose, estimated) {
     cell("Requests/s", rate(each.rate)), cell("Requests", count(each.stats?.requests)),
     h("td", { "data-label": "Hit ratio" }, h("span", { class: "ratio" }, each.stats ? percent(each.stats.hit_rate) : "–", meter(each.stats?.hit_rate ?? 0))),
     cell("Stored", each.stats && each.stats.entries !== null ? `${count(each.stats.entries)} · ${bytes(each.stats.bytes)}` : "–"),
+    h("td", { "data-label": "Quota" }, quotaCell(each.stats?.quota)),
     cell("Saved", each.stats ? seconds(each.stats.saved.seconds) : "–"),
     cell("Errors", count(each.stats?.errors))));
-  fill($("tenants"), h("thead", {}, h("tr", {}, ["Tenant", "Requests/s", "Requests", "Hit ratio", "Stored", "Waiting saved", "Errors"].map((title) => h("th", { scope: "col" }, title)))), h("tbody", {}, rows));
+  fill($("tenants"), h("thead", {}, h("tr", {}, ["Tenant", "Requests/s", "Requests", "Hit ratio", "Stored", "Quota used", "Waiting saved", "Errors"].map((title) => h("th", { scope: "col" }, title)))), h("tbody", {}, rows));
   text($("tenants-note"), `${list.length}${estimated ? " or more" : ""}; what follows is of the one chosen`);
 }
 
