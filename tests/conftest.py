@@ -8,6 +8,7 @@ import pytest
 from tests.servers import NoServer, Valkey, binary
 
 pytest.register_assert_rewrite("nexcache.testing")
+pytest_plugins = ["nexcache.testing.plugin"]
 
 
 @pytest.fixture(scope="session")
