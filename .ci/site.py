@@ -33,6 +33,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "quotas.md": "Quotas",
         "http.md": "HTTP caching",
         "proxy.md": "As a proxy",
+        "reliability.md": "Faults survived",
+        "testing.md": "In your own tests",
     },
     "Run": {
         "operations.md": "Operations",

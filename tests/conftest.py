@@ -16,6 +16,7 @@ hypothesis.settings.load_profile("nexcache")
 _TOLD: Final = "told"
 
 pytest.register_assert_rewrite("nexcache.testing")
+pytest_plugins = ["nexcache.testing.plugin"]
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,11 @@ LAYERS: Final = {
         vault
         stores.sealing
         testing
+        testing.clock
+        testing.contract
+        testing.plugin
+        testing.proxy
+        testing.store
         explain
         sample
         value_codec

@@ -1,6 +1,5 @@
-"""Several real servers as one: a cluster, a set watched by a Sentinel, and links between servers that can be cut."""
+"""Several real servers as one: a cluster, and a set watched by a Sentinel."""
 
-import asyncio
 import socket
 import subprocess
 import time
@@ -199,66 +198,3 @@ class Watched:
         if self._sentinel is not None:
             self._sentinel.kill()
             self._sentinel.wait()
-
-
-class Link:
-    """A way to a server that can be led to another one, frozen, or cut; it counts what it did."""
-
-    def __init__(self, upstream: int) -> None:
-        self.upstream = upstream
-        self.port = 0
-        self.swallowed = 0
-        """Bytes that came from the server and were not passed on."""
-        self._frozen = False
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-
-    def freeze(self) -> None:
-        """Pass on nothing more of what the server says."""
-        self._frozen = True
-
-    def cut(self) -> None:
-        """Close all that is open; what connects again is let through."""
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    def lead_to(self, upstream: int) -> None:
-        """Go to another server from now on."""
-        self.upstream = upstream
-        self.cut()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, far_writer}
-        await asyncio.gather(self._copy(reader, far_writer, down=False), self._copy(far_reader, writer, down=True))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, down: bool) -> None:
-        try:
-            while data := await reader.read(65536):
-                if down and self._frozen:
-                    self.swallowed += len(data)
-                    continue
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.transport.abort()
-            self._writers.discard(writer)

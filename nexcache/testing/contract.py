@@ -1,4 +1,4 @@
-"""For tests of stores and of what uses them: a clock that is moved by hand, and the contract that every store keeps.
+"""The contract that every store keeps, as tests.
 
     class TestMyStore(StoreContract):
         @pytest.fixture
@@ -27,21 +27,6 @@ OPERATION: Final = b"nexarch:acme:@op:overview"
 TAG: Final = b"nexarch:acme:@tag:service%3Acheckout"
 REGISTRY: Final = b"nexarch:acme:@ops"
 TOKENS: Final = (TENANT, OPERATION, TAG)
-
-
-class FakeClock:
-    """A clock in seconds that stands still until it is moved."""
-
-    def __init__(self, now: float = 1_000.0) -> None:
-        self.now: float = now
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Let time go by."""
-        self.now += seconds
 
 
 class StoreContract:
