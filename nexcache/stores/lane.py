@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ConnectionError,  # noqa: A004 - the client's
     MasterDownError,
     ReadOnlyError,
     RedisError,
@@ -32,6 +34,11 @@ Command: TypeAlias = tuple[Any, ...]
 _MOST_WAITING: Final = 20_000
 _MISPLACED: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 """Answers of a server that is not, or not yet, the one to ask."""
+_ANSWERS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+"""Errors that are a server's answer to one command."""
+_NOTHING: Final = object()
+"""There is no further whole answer."""
+_OF_THE_PROTOCOL: Final = (list, bytes, int, type(None), Exception)
 _DROPS_APART: Final = 0.1
 """Seconds between two connections that are given up for such an answer: a storm of new ones helps nobody."""
 
@@ -46,7 +53,7 @@ class Epoch(Protocol):
 
 
 class _Request:
-    __slots__ = ("commands", "deadline", "epoch", "future", "on_sent", "repeatable", "replies", "sent_at")
+    __slots__ = ("commands", "deadline", "future", "misplaced", "on_sent", "repeatable", "replies", "sent_at")
 
     def __init__(
         self,
@@ -63,6 +70,8 @@ class _Request:
         self.on_sent = on_sent
         self.repeatable = repeatable
         self.replies: list[Any] = []
+        self.misplaced = False
+        """One of the answers came from a server that is not the one to ask."""
         self.sent_at = math.inf
 
     def fail(self, error: StoreError) -> None:
@@ -244,24 +253,33 @@ class Lane:
                 batch += request.commands
             self.commands += len(batch)
             if batch:
-                await connection.send_packed_command(connection.pack_commands(batch), check_health=False)
+                packed = b"".join([pack_command(command) for command in batch])
+                await connection.send_packed_command(packed, check_health=False)
 
     async def _read(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
+        at_hand = _at_hand(connection)
         while True:
             reply = await _answer(connection)
-            if not sent:
-                raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
-            request = sent[0]
-            request.replies.append(reply)
-            if len(request.replies) < len(request.commands):
-                continue
-            sent.popleft()
-            if request.future is None:
-                self._epoch = self._epoch_reader.of(request.replies)
-            elif not request.future.done():
-                request.future.set_result((request.replies, self._epoch))
+            while reply is not _NOTHING:
+                if not sent:
+                    raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
+                request = sent[0]
+                request.replies.append(reply)
+                if isinstance(reply, _MISPLACED):
+                    request.misplaced = True
+                if len(request.replies) == len(request.commands):
+                    sent.popleft()
+                    self._answered(request)
+                reply = at_hand()
+
+    def _answered(self, request: _Request) -> None:
+        if request.future is None:
+            self._epoch = self._epoch_reader.of(request.replies)
+        elif not request.future.done():
+            request.future.set_result((request.replies, self._epoch))
+        if request.misplaced:
             now = asyncio.get_running_loop().time()
-            if any(isinstance(each, _MISPLACED) for each in request.replies) and now - self._dropped_at > _DROPS_APART:
+            if now - self._dropped_at > _DROPS_APART:
                 # this server became a replica, or is not ready: ask for the right one on a new connection, where
                 # what has been sent on this one is repeated
                 self._dropped_at = now
@@ -272,7 +290,7 @@ class Lane:
         for request in reversed(sent):
             if request.repeatable and isinstance(error, StoreUnavailable) and error.kind == "connection":
                 request.repeatable = False
-                request.replies = []
+                request.replies, request.misplaced = [], False
                 self._waiting.appendleft(request)
             else:
                 request.fail(error)
@@ -321,8 +339,28 @@ class Lane:
 async def _answer(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
-    except (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError) as error:
+    except _ANSWERS as error:
         return error
+
+
+def _at_hand(connection: AbstractConnection) -> Callable[[], Any]:
+    """Return what takes a further answer out of what has been read already, without waiting: one read brings many.
+
+    The client offers only to wait for each. Its parser is the hiredis reader; were it another, each is waited for.
+    """
+    gets = getattr(getattr(getattr(connection, "_parser", None), "_reader", None), "gets", None)
+    if gets is None:
+        return lambda: _NOTHING
+
+    def answer() -> Any:
+        reply = gets(False)  # noqa: FBT003 - the reader's own signature: no decoding
+        if not isinstance(reply, _OF_THE_PROTOCOL):  # the client's own sign that there is nothing more
+            return _NOTHING
+        if isinstance(reply, ConnectionError) and not isinstance(reply, _ANSWERS):
+            raise reply
+        return reply
+
+    return answer
 
 
 async def _close(connection: AbstractConnection) -> None:
