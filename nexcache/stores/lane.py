@@ -53,7 +53,18 @@ class Epoch(Protocol):
 
 
 class _Request:
-    __slots__ = ("commands", "deadline", "future", "misplaced", "on_sent", "repeatable", "replies", "sent_at")
+    __slots__ = (
+        "commands",
+        "count",
+        "deadline",
+        "future",
+        "misplaced",
+        "on_sent",
+        "packed",
+        "repeatable",
+        "replies",
+        "sent_at",
+    )
 
     def __init__(
         self,
@@ -63,8 +74,12 @@ class _Request:
         on_sent: Callable[[], None] | None,
         *,
         repeatable: bool,
+        packed: bytes = b"",
     ) -> None:
         self.commands = commands
+        self.packed = packed
+        """What is sent; empty where the commands have yet to be packed."""
+        self.count = 1 if packed else len(commands)
         self.future = future
         self.deadline = deadline
         self.on_sent = on_sent
@@ -77,6 +92,22 @@ class _Request:
     def fail(self, error: StoreError) -> None:
         if self.future is not None and not self.future.done():
             self.future.set_exception(error)
+
+
+class Asked:
+    """A command that was handed to a lane."""
+
+    __slots__ = ("_request", "future", "lane")
+
+    def __init__(self, lane: "Lane", request: _Request, future: "asyncio.Future[tuple[list[Any], bytes]]") -> None:
+        self.lane: Lane = lane
+        self.future: asyncio.Future[tuple[list[Any], bytes]] = future
+        self._request = request
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has left."""
+        return self._request.sent_at < math.inf
 
 
 class Lane:
@@ -129,27 +160,36 @@ class Lane:
         where the server refuses the connection as such: that is not tried again for a second.
         """
         loop = asyncio.get_running_loop()
+        latest = loop.time() + self._timeout
+        future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
+        least = latest if deadline is None else min(deadline, latest)
+        self._wait_for(loop, _Request(commands, future, least, on_sent, repeatable=repeatable))
+        return await future
+
+    def ask(self, packed: bytes, *, deadline: float) -> Asked:
+        """Send one command that may be repeated, and leave the waiting for its answer to the caller.
+
+        Raises as `execute` does, and so does the future.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
+        least = min(deadline, loop.time() + self._timeout)
+        request = _Request((), future, least, None, repeatable=True, packed=packed)
+        self._wait_for(loop, request)
+        return Asked(self, request, future)
+
+    def _wait_for(self, loop: asyncio.AbstractEventLoop, request: _Request) -> None:
         running = self._runner is not None and not self._runner.done()
         if not running and (refusal := self._door.refusal) is not None:
             raise refusal
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("busy", "too many commands wait for the store")
-        latest = loop.time() + self._timeout
-        request = _Request(
-            commands,
-            loop.create_future(),
-            latest if deadline is None else min(deadline, latest),
-            on_sent,
-            repeatable=repeatable,
-        )
         self._waiting.append(request)
         self._watch(loop, request.deadline)
         if not running:
             self._runner = loop.create_task(self._run(), name="nexcache-lane")
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
-        assert request.future is not None  # noqa: S101 - given four lines above
-        return await request.future
 
     async def aclose(self) -> None:
         """Close the connection; what waits fails, and the next command opens it again."""
@@ -235,13 +275,13 @@ class Lane:
                 await self._wake
                 continue
             now = loop.time()
-            batch: list[Command] = []
+            batch: list[bytes] = []
             if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
                 self._epoch_read_at = now
                 question = _Request(self._epoch_reader.commands, None, math.inf, None, repeatable=False)
                 question.sent_at = now  # it may be the first that a silent server does not answer
                 sent.append(question)
-                batch += self._epoch_reader.commands
+                batch += map(pack_command, self._epoch_reader.commands)
             while self._waiting:
                 request = self._waiting.popleft()
                 if request.future is None or request.future.done():
@@ -250,11 +290,13 @@ class Lane:
                     request.on_sent()
                 request.sent_at = now
                 sent.append(request)
-                batch += request.commands
+                if request.packed:
+                    batch.append(request.packed)
+                else:
+                    batch += map(pack_command, request.commands)
             self.commands += len(batch)
             if batch:
-                packed = b"".join([pack_command(command) for command in batch])
-                await connection.send_packed_command(packed, check_health=False)
+                await connection.send_packed_command(b"".join(batch), check_health=False)
 
     async def _read(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
         at_hand = _at_hand(connection)
@@ -267,7 +309,7 @@ class Lane:
                 request.replies.append(reply)
                 if isinstance(reply, _MISPLACED):
                     request.misplaced = True
-                if len(request.replies) == len(request.commands):
+                if len(request.replies) == request.count:
                     sent.popleft()
                     self._answered(request)
                 reply = at_hand()
@@ -353,7 +395,7 @@ def _at_hand(connection: AbstractConnection) -> Callable[[], Any]:
         return lambda: _NOTHING
 
     def answer() -> Any:
-        reply = gets(False)  # noqa: FBT003 - the reader's own signature: no decoding
+        reply = gets(False)  # no decoding
         if not isinstance(reply, _OF_THE_PROTOCOL):  # the client's own sign that there is nothing more
             return _NOTHING
         if isinstance(reply, ConnectionError) and not isinstance(reply, _ANSWERS):
