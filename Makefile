@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 PROVE_ARGS ?=
 UNIT_ARGS ?=
+COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help audit dist dist-test docs demo test lint types unit bench prove hostile clean
+.PHONY: help audit dist dist-test docs demo test lint types unit bench compare prove hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +22,12 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+# asgi-caches runs on today's Starlette, but says that it wants an old one
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps asgi-caches==0.3.1 async-caches==0.3.0
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.demo
@@ -55,6 +62,9 @@ bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neigh
 	$(BIN)/python benchmarks/invalidate.py
 	$(BIN)/python benchmarks/fairness.py
 	$(BIN)/python benchmarks/side_channel.py
+
+compare: $(VENV)/.bench ## NexCache beside its peers and beside what it promises: one table (COMPARE_ARGS="--quick --json")
+	$(BIN)/python -m benchmarks.compare $(COMPARE_ARGS)
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)

@@ -29,8 +29,13 @@ class _Open(Generic[Result]):
     __slots__ = ("future", "sent_at")
 
     def __init__(self) -> None:
-        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Result] | None = None
+        """Made by the first who shares it: most calls are nobody else's."""
         self.sent_at = math.inf
+
+    def sent(self) -> None:
+        """Note that it leaves; one that is sent again counts from the first time."""
+        self.sent_at = min(self.sent_at, time.perf_counter())
 
 
 class UntilSent(Generic[Result]):
@@ -47,34 +52,43 @@ class UntilSent(Generic[Result]):
         `since` is an instant of `time.perf_counter`. `call` is given a function to call when it is about to leave.
         Those who share a call whose maker was cancelled, or failed, make one of their own.
         """
+        if name in self._open:
+            shared = await self._share(name, since)
+            if shared is not None:
+                return shared.result()
+        mine: _Open[Result] = _Open()
+        self._open[name] = mine
+        try:
+            result = await call(mine.sent)
+        except BaseException:
+            self._end(name, mine)
+            if mine.future is not None:
+                mine.future.cancel()
+            raise
+        self._end(name, mine)
+        if mine.future is not None and not mine.future.done():
+            mine.future.set_result(result)
+        return result
+
+    async def _share(self, name: bytes, since: float) -> "asyncio.Future[Result] | None":
+        """Wait for a call that may be shared, if there is one and its maker gets a result."""
         task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
         while (shared := self._open.get(name)) is not None and (shared.sent_at == math.inf or shared.sent_at > since):
+            if shared.future is None:
+                shared.future = asyncio.get_running_loop().create_future()
             try:
-                return await asyncio.shield(shared.future)
+                await asyncio.shield(shared.future)
             except asyncio.CancelledError:
                 if not shared.future.cancelled() or (task is not None and task.cancelling() > cancelling):
                     raise
-        mine: _Open[Result] = _Open()
-        self._open[name] = mine
+            else:
+                return shared.future
+        return None
 
-        def sent() -> None:
-            mine.sent_at = min(mine.sent_at, time.perf_counter())
-
-        def ended() -> None:
-            if self._open.get(name) is mine:
-                del self._open[name]
-
-        try:
-            result = await call(sent)
-        except BaseException:
-            ended()
-            mine.future.cancel()
-            raise
-        ended()
-        if not mine.future.done():
-            mine.future.set_result(result)
-        return result
+    def _end(self, name: bytes, mine: _Open[Result]) -> None:
+        if self._open.get(name) is mine:
+            del self._open[name]
 
 
 class Elsewhere:

@@ -8,10 +8,10 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
@@ -19,6 +19,7 @@ from nexcache.invalidation.generations import Generations, Snapshot, seen
 from nexcache.invalidation.tags import MOST_TAGS, LiveTags, Remembered
 from nexcache.invalidation.view import View
 from nexcache.key import CacheKey, KeySpace
+from nexcache.known import Known
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.quota import Quota, Quotas
@@ -96,6 +97,17 @@ class Found:
     live: Live | None = None
     stale: float | None = None
     """Seconds since its time was over or it was invalidated softly; None: it is fresh."""
+    read: "Read | None" = None
+    """What was read of it, where the same again means the same again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the store answered to a lookup, and what was asked for."""
+
+    key: CacheKey
+    reply: list[bytes | None]
+    epoch: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +165,11 @@ class Memory:
             max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left, owner=tenant_of
         )
         self.tier = tier
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        return not len(self._entries)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -356,6 +373,34 @@ class Local:
         return True if self.memory.keep(key, entry, counts, lifetime=entry.response.ttl) else None
 
 
+class Asked(Protocol):
+    """A command that was handed over to be sent."""
+
+    @property
+    def future(self) -> Awaitable[tuple[list[Any], bytes]]:
+        """Its answers and the store's epoch; raises StoreError."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has left."""
+
+
+class Asks(Protocol):
+    """Sends a command that is packed already, and leaves the waiting to the caller."""
+
+    def packed(self, keys: Sequence[bytes]) -> bytes:
+        """Write the command down that reads these keys."""
+
+    def begin(self, packed: bytes, *, deadline: float) -> Asked | None:
+        """Send a command; None: the store is away, or no time is left."""
+
+    def answered(self) -> None:
+        """Note that the store has answered."""
+
+    def failed(self, asked: Any, error: StoreError) -> None:
+        """Note that it has not; `asked` is what `begin` returned."""
+
+
 class Seals(Protocol):
     """Gives each tenant's encryption."""
 
@@ -374,7 +419,7 @@ class Shared:
         generations: Generations,
         codec: Codec,
         emitter: Emitter,
-        observe: Callable[[Sequence[bytes], Reading], None],
+        observe: Callable[[Sequence[bytes], Reading], None] | None = None,
         vault: Seals | None = None,
         quotas: Quotas | None = None,
     ) -> None:
@@ -399,17 +444,19 @@ class Shared:
         deadline: float | None,
         on_sent: Callable[[], None] | None = None,
         stale_for: float = 0.0,
-    ) -> tuple[Entry, float | None] | Missing:
+    ) -> tuple[Entry, float | None, Read | None] | Missing:
         """Fetch an entry and its generations in one round trip; raises StoreError.
 
         Returns also for how long it has been stale, None if it is fresh; never one that has been for longer than
-        `stale_for`.
+        `stale_for`. The third is what was read, where the same again means the same again.
         """
         names = (key.name, *key.generations)
         reading = await self._store.read(names, deadline=deadline, on_sent=on_sent, timed=stale_for > 0)
         value, *tokens = reading.values
-        self._observe(key.generations, Reading(tokens, reading.epoch, reading.sent_at))
-        current = {name: seen(token, reading.epoch) for name, token in zip(key.generations, tokens, strict=True)}
+        epoch = reading.epoch
+        if self._observe is not None:
+            self._observe(key.generations, Reading(tokens, epoch, reading.sent_at))
+        current = {name: seen(token, epoch) for name, token in zip(key.generations, tokens, strict=True)}
         if value is not None:
             entry = self._codec.decode(key.name, value, await self._seal(key.tenant, deadline))
             if isinstance(entry, Undecodable):
@@ -417,7 +464,9 @@ class Shared:
             elif entry.request == key.request:
                 stale = await self._stale(key, entry, current, deadline, reading.now)
                 if stale is None or stale < stale_for:
-                    return entry, stale
+                    lasting = stale is None and entry.response.kept_on <= 0 and self._vault is None
+                    same = lasting and entry.generations == tuple(zip(key.generations, current.values(), strict=True))
+                    return entry, stale, Read(key, list(reading.values), epoch) if same else None
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
 
@@ -440,7 +489,8 @@ class Shared:
         unread = [name for name in depends if name not in current]
         if unread:  # tags that its response named, and that this process had not heard of
             reading = await self._store.read(unread, deadline=deadline)
-            self._observe(unread, reading)
+            if self._observe is not None:
+                self._observe(unread, reading)
             current.update(
                 {name: seen(token, reading.epoch) for name, token in zip(unread, reading.values, strict=True)}
             )
@@ -495,7 +545,8 @@ class Shared:
         """Keep an entry unless its generations have changed meanwhile; raises StoreError and OverQuota."""
         names = [name for name, _ in entry.generations]
         reading = await self._store.read(names)
-        self._observe(names, reading)
+        if self._observe is not None:
+            self._observe(names, reading)
         tokens = [seen(token, reading.epoch) for token in reading.values]
         if tokens != [token for _, token in entry.generations] and not (
             entry.response.kept_on > 0
@@ -534,6 +585,7 @@ class Entries:
         emitter: Emitter,
         fallback_ttl: float,
         quotas: Quotas | None = None,
+        again: Asks | None = None,
     ) -> None:
         self.quotas: Quotas | None = quotas
         """What tenants may hold; None: nobody has a quota."""
@@ -549,6 +601,8 @@ class Entries:
         self._invalidations = invalidations
         self._emitter = emitter
         self._fallback_ttl = fallback_ttl
+        self._again: Asks | None = again if l1 is None else None
+        self._reading: dict[bytes, Asked] = {}
 
     @property
     def memory(self) -> Memory:
@@ -562,8 +616,9 @@ class Entries:
 
     def known(self, key: CacheKey) -> CacheKey:
         """Return a key with all that its answer is known to depend on by now."""
-        tags = tuple([self._tags.generation(key.tenant, own) for own in key.tags])
-        return replace(key, generations=(*key.generations[:2], *tags, *(self._remembered.of(key) or ())))
+        tags = [self._tags.generation(key.tenant, own) for own in key.tags]
+        generations = (*key.generations[:2], *tags, *(self._remembered.of(key) or ()))
+        return key if generations == key.generations else replace(key, generations=generations)
 
     async def recalled(self, key: CacheKey, *, deadline: float | None) -> CacheKey:
         """Return a key with what other nodes have learnt that its answer depends on; never raises for the store."""
@@ -597,6 +652,43 @@ class Entries:
         known = tuple(token for token in tokens if token is not None)
         return Missing(Tier.REDIS, known) if len(known) == len(tokens) else None
 
+    def remember(self, known: Known, found: Found) -> None:
+        """Take over what was read of a request, so that it can be read again at once."""
+        read = found.read
+        if read is not None and self._again is not None:
+            known.key, known.reply, known.epoch, known.prepared = read.key, read.reply, read.epoch, found.prepared
+            known.read = self._again.packed((read.key.name, *read.key.generations))
+
+    async def read_again(self, known: Known, *, deadline: float) -> bool:
+        """Ask the store whether it still says what it said of a known request; False: look it up."""
+        again = self._again
+        if again is None or known.reply is None or self._invalidations.queued or not self._local.memory.is_empty:
+            return False
+        started, failures = time.perf_counter(), self._invalidations.failures
+        name = known.key.name
+        under_way = self._reading.get(name)
+        if under_way is not None and not under_way.sent:  # they share a lookup
+            return False
+        asked = again.begin(known.read, deadline=deadline)
+        if asked is None:
+            return False
+        self._reading[name] = asked
+        try:
+            (reply,), epoch = await asked.future
+        except StoreError as error:
+            again.failed(asked, error)
+            return False
+        finally:
+            if self._reading.get(name) is asked:
+                del self._reading[name]
+        if reply != known.reply or epoch != known.epoch or self._invalidations.failures != failures:
+            return False
+        again.answered()
+        if self._emitter.hears(LookedUp):
+            took = time.perf_counter() - started
+            self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, took))
+        return True
+
     async def lookup(
         self,
         key: CacheKey,
@@ -618,18 +710,18 @@ class Entries:
             looked = await self._shared.lookup(key, deadline=deadline, on_sent=on_sent, stale_for=stale_for)
             if self._invalidations.failures != failures:  # what was read may be what was invalidated meanwhile
                 return self._local.lookup(key)
-            if self._local.memory.size[0]:
+            if not self._local.memory.is_empty:
                 self.store_came_back()
             if isinstance(looked, Missing):
                 found = looked
             else:
-                entry, stale = looked
+                entry, stale, read = looked
                 if len(entry.generations) > key.base:
                     named = tuple([name for name, _ in entry.generations[key.base :]])
                     self._remembered.learn(key, named, lifetime=self._shared.lifetime)
                 live = self._keep_here(key, entry, counts) if stale is None else None
                 prepared = live.prepared if live is not None else ready(entry.response)
-                found = Found(prepared, Tier.REDIS, live, stale)
+                found = Found(prepared, Tier.REDIS, live, stale, read)
         except StoreError:
             found = self._local.lookup(key)
         if self._emitter.hears(LookedUp):

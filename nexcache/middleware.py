@@ -1,6 +1,7 @@
 """The middleware: receive → tenant → policy → key → lookup → decide → serve or compute → store → emit.
 
-A hit runs from the top of `__call__` to its first `return` in `_answer`; everything below that is for misses.
+A hit in memory runs from the top of `__call__` through `_in_memory`, on one screen; where nothing is held in memory, a
+hit in the store through `_in_store`. Everything below that is for misses, and for what is seen the first time.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from nexcache.http_cache import Caching, HttpCache
 from nexcache.invalidation.generations import Snapshot
 from nexcache.invalidation.targets import check_name
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed
+from nexcache.known import Known
 from nexcache.message import StoredResponse
 from nexcache.policy import Covered, Matched, Policies, Policy, TagsInvalid, covered_by, seconds, size_in_bytes
 from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshing, Target
@@ -62,6 +64,8 @@ _WITHOUT_BODY: Final = ("GET", "HEAD")
 
 _UNASKED: Final = object()
 
+_NOTED_FOR: Final = 1.0
+"""Seconds for which a request that is asked for again and again counts as noted."""
 _FOLLOWS: Final = 2
 """Fills that a request follows while they fail: the first, and its one successor."""
 
@@ -117,6 +121,7 @@ class _Request:
         "body",
         "client",
         "counts",
+        "deadline",
         "ended",
         "if_none_match",
         "index",
@@ -165,6 +170,8 @@ class _Request:
         """What is stored, and stale, and may be sent if the app fails."""
         self.counts: OperationCounts
         self.ended = False
+        self.deadline = 0.0
+        """Until when it may wait for the store, where it has waited already; 0: it has not."""
         self.turn: Turn | None = None
         """Its place among the tenant's computations, from before it captures generations until it leads or follows."""
         self.waited = False
@@ -175,6 +182,17 @@ class _Request:
         if self.turn is not None:
             self.turn.give_back()
             self.turn = None
+
+
+class _Ahead:
+    """A request that is known, and until when it may wait for the store."""
+
+    __slots__ = ("deadline", "if_none_match", "known")
+
+    def __init__(self, known: Known, if_none_match: bytes | None) -> None:
+        self.known = known
+        self.if_none_match = if_none_match
+        self.deadline = 0.0
 
 
 class CacheMiddleware:
@@ -254,6 +272,7 @@ class CacheMiddleware:
         span = tracing.get(matched.policy.op) if tracing is not None else None
         tenant = self._found("tenant", self._tenant, scope)
         principal: Resolved | object = _UNASKED
+        ahead: _Ahead | None = None
         if type(tenant) is str and span is None and not cache.emitter.hears(Answered):
             if self._principal is not None:
                 shared = self._principal is self._tenant
@@ -261,12 +280,16 @@ class CacheMiddleware:
             else:
                 principal = None
             hit = self._in_memory(matched, scope, tenant, principal, started)
+            if isinstance(hit, _Ahead):
+                ahead, hit = hit, await self._in_store(hit, matched, scope, started)
             if hit is not None:
                 await send(hit[0])
                 await send(hit[1])
                 return
         request = _Request(matched, scope, receive, send)
         request.started, request.span = started, span
+        if ahead is not None:
+            request.deadline = ahead.deadline
         try:
             await self._answer(request, tenant, principal)
         except BaseException:
@@ -286,19 +309,20 @@ class CacheMiddleware:
 
     def _in_memory(
         self, matched: Matched, scope: Scope, tenant: str, principal: Resolved | object, started: float
-    ) -> tuple[Message, Message] | None:
+    ) -> "tuple[Message, Message] | _Ahead | None":
         """Answer what this process holds, without waiting: the path that all is arranged for.
 
         All that decides about a request is part of what it is found by: who finds an entry has been the long way
-        before, and was not sent past the cache.
+        before, and was not sent past the cache. The same is true of a request whose key is known, where nothing is
+        held in memory: that is returned.
         """
         cache, method, policy = self._cache, scope["method"], matched.policy
-        first = cache.entries.first
-        if first is None or method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op, tenant):
+        first, recent = cache.entries.first, cache.recent
+        if method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op, tenant):
             return None
         if policy.shadow is not None and policy.op in cache.shadows.distrusted:
             return None
-        if cache.recent.watched and cache.recent.samples():  # the long way, which counts it
+        if recent.watched and (first is None or recent.samples()):  # the long way, which counts it
             return None
         watched = self._watched[matched.index]
         fields, if_none_match = tuple([pair for pair in scope["headers"] if pair[0] in watched]), None
@@ -307,22 +331,56 @@ class CacheMiddleware:
             if isinstance(keyed, Bypass):
                 return None
             fields, if_none_match = keyed.fields, keyed.if_none_match
-        live = first.peek(self._raw(matched.index, scope, tenant, principal, fields))
+        raw = self._raw(matched.index, scope, tenant, principal, fields)
+        if first is None:
+            known = recent.known.get(raw)
+            return None if known is None else _Ahead(known, if_none_match)
+        live = first.peek(raw)
         if live is None:
             return None
-        prepared, counts = live.prepared, live.counts
-        now = time.time()
-        if now >= prepared.refresh_at:  # the long way has it computed again
+        messages = self._messages(live.prepared, Tier.MEMORY, scope, if_none_match)
+        if messages is None:
             return None
-        if prepared.encoded:
-            prepared = for_client(prepared, scope["headers"], if_none_match)
-        prepared.bring_up(now, Tier.MEMORY)
-        messages = answer(prepared, method=method, if_none_match=if_none_match, varying=prepared.varying)
+        counts = live.counts
         counts.memory_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
         if policy.shadow is not None and cache.shadows.draws(policy.shadow):
-            self._check_later(policy, scope, b"", tenant=str(tenant), counts=counts, served=prepared.response)
+            self._check_later(policy, scope, b"", tenant=tenant, counts=counts, served=live.prepared.response)
         return messages
+
+    async def _in_store(
+        self, ahead: "_Ahead", matched: Matched, scope: Scope, started: float
+    ) -> tuple[Message, Message] | None:
+        """Answer a request that is known if the store still says the same of it; None: go the long way."""
+        cache, policy, known = self._cache, matched.policy, ahead.known
+        if started - known.noted_at > _NOTED_FOR:
+            return None  # the long way notes it again
+        ahead.deadline = deadline = asyncio.get_running_loop().time() + cache.store_budget
+        prepared = known.prepared
+        if not await cache.entries.read_again(known, deadline=deadline) or prepared is None:
+            return None
+        messages = self._messages(prepared, Tier.REDIS, scope, ahead.if_none_match)
+        if messages is None:
+            return None
+        counts = known.counts
+        counts.redis_hits += 1
+        counts.hit_latency.add(time.perf_counter() - started)
+        if policy.shadow is not None and cache.shadows.draws(policy.shadow):
+            self._check_later(policy, scope, b"", tenant=known.key.tenant, counts=counts, served=prepared.response)
+        return messages
+
+    @staticmethod
+    def _messages(
+        prepared: Prepared, tier: Tier, scope: Scope, if_none_match: bytes | None
+    ) -> tuple[Message, Message] | None:
+        """Build the answer of a fresh entry; None where it is to be computed again, which the long way does."""
+        now = time.time()
+        if now >= prepared.refresh_at:
+            return None
+        if prepared.encoded:
+            prepared = for_client(prepared, scope["headers"], if_none_match)
+        prepared.bring_up(now, tier)
+        return answer(prepared, method=scope["method"], if_none_match=if_none_match, varying=prepared.varying)
 
     async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
         """Follow one request of a path with a policy: bypass, hit, or miss."""
@@ -411,6 +469,8 @@ class CacheMiddleware:
         while True:
             since = time.perf_counter()
             deadline = asyncio.get_running_loop().time() + cache.store_budget
+            if request.deadline:  # it has waited for the store before
+                deadline, request.deadline = request.deadline, 0.0
             key = cache.entries.known(asked)
             looked = await self._lookup(
                 key, request.counts, deadline, since=since, anew=refreshing is not None, stale_for=stale_for
@@ -434,6 +494,10 @@ class CacheMiddleware:
             if isinstance(looked, Found):
                 if looked.live is not None and first is not None:
                     first.alias(raw, looked.live)
+                elif looked.read is not None and first is None and policy.window is None and request.body is None:
+                    known = Known(asked, request.counts, request.started)
+                    cache.entries.remember(known, looked)
+                    cache.recent.known.keep(raw, known)
                 if waits:
                     await self._follow(request, looked.prepared.response)
                 else:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from nexcache.asgi import Scope
 from nexcache.key import CacheKey, segment
+from nexcache.known import KnownRequests
 from nexcache.policy import Policy
 from nexcache.shadow import Computed
 from nexcache.stores.memory import Bounded, tenant_of
@@ -126,6 +127,8 @@ class Recent:
     def __init__(self, *, max_bytes: int = 64 * 1024 * 1024) -> None:
         self.watched = False
         """Whether the hottest requests are counted."""
+        self.known = KnownRequests()
+        """The keys of requests that were looked up lately."""
         self._hits = 0
         self._hottest: Bounded[Hottest] = Bounded(max_bytes=64 * 1024 * 1024, max_entries=_OPERATIONS)
         self._operations: Bounded[OrderedDict[Target, None]] = Bounded(
@@ -157,6 +160,7 @@ class Recent:
         for name in [name for name in self._operations if name.startswith(begin)]:
             self._operations.pop(name)
         self._hottest.pop(tenant.encode("utf-8", "surrogatepass"))
+        self.known.forget(tenant)
 
     def samples(self) -> bool:
         """Whether this hit is one of those that `hit` is to be told of."""

@@ -150,7 +150,7 @@ def build(
             generations=shared_generations,
             codec=codec,
             emitter=emitter,
-            observe=observe,
+            observe=coherence.observe if coherence is not None else None,
             vault=vault,
             quotas=quotas,
         )
@@ -169,6 +169,7 @@ def build(
     leases = _leases(store, coherence)
     entries = Entries(
         keys=keys,
+        again=store.again if store is not None else None,
         tags=live,
         remembered=Remembered(shared=store),
         local=Local(memory=memory, store=local, generations=local_generations),

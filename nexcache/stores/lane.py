@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ConnectionError,  # noqa: A004 - the client's
     MasterDownError,
     ReadOnlyError,
     RedisError,
@@ -32,6 +34,11 @@ Command: TypeAlias = tuple[Any, ...]
 _MOST_WAITING: Final = 20_000
 _MISPLACED: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 """Answers of a server that is not, or not yet, the one to ask."""
+_ANSWERS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+"""Errors that are a server's answer to one command."""
+_NOTHING: Final = object()
+"""There is no further whole answer."""
+_OF_THE_PROTOCOL: Final = (list, bytes, int, type(None), Exception)
 _DROPS_APART: Final = 0.1
 """Seconds between two connections that are given up for such an answer: a storm of new ones helps nobody."""
 
@@ -46,7 +53,18 @@ class Epoch(Protocol):
 
 
 class _Request:
-    __slots__ = ("commands", "deadline", "epoch", "future", "on_sent", "repeatable", "replies", "sent_at")
+    __slots__ = (
+        "commands",
+        "count",
+        "deadline",
+        "future",
+        "misplaced",
+        "on_sent",
+        "packed",
+        "repeatable",
+        "replies",
+        "sent_at",
+    )
 
     def __init__(
         self,
@@ -56,18 +74,40 @@ class _Request:
         on_sent: Callable[[], None] | None,
         *,
         repeatable: bool,
+        packed: bytes = b"",
     ) -> None:
         self.commands = commands
+        self.packed = packed
+        """What is sent; empty where the commands have yet to be packed."""
+        self.count = 1 if packed else len(commands)
         self.future = future
         self.deadline = deadline
         self.on_sent = on_sent
         self.repeatable = repeatable
         self.replies: list[Any] = []
+        self.misplaced = False
+        """One of the answers came from a server that is not the one to ask."""
         self.sent_at = math.inf
 
     def fail(self, error: StoreError) -> None:
         if self.future is not None and not self.future.done():
             self.future.set_exception(error)
+
+
+class Asked:
+    """A command that was handed to a lane."""
+
+    __slots__ = ("_request", "future", "lane")
+
+    def __init__(self, lane: "Lane", request: _Request, future: "asyncio.Future[tuple[list[Any], bytes]]") -> None:
+        self.lane: Lane = lane
+        self.future: asyncio.Future[tuple[list[Any], bytes]] = future
+        self._request = request
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has left."""
+        return self._request.sent_at < math.inf
 
 
 class Lane:
@@ -120,27 +160,36 @@ class Lane:
         where the server refuses the connection as such: that is not tried again for a second.
         """
         loop = asyncio.get_running_loop()
+        latest = loop.time() + self._timeout
+        future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
+        least = latest if deadline is None else min(deadline, latest)
+        self._wait_for(loop, _Request(commands, future, least, on_sent, repeatable=repeatable))
+        return await future
+
+    def ask(self, packed: bytes, *, deadline: float) -> Asked:
+        """Send one command that may be repeated, and leave the waiting for its answer to the caller.
+
+        Raises as `execute` does, and so does the future.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
+        least = min(deadline, loop.time() + self._timeout)
+        request = _Request((), future, least, None, repeatable=True, packed=packed)
+        self._wait_for(loop, request)
+        return Asked(self, request, future)
+
+    def _wait_for(self, loop: asyncio.AbstractEventLoop, request: _Request) -> None:
         running = self._runner is not None and not self._runner.done()
         if not running and (refusal := self._door.refusal) is not None:
             raise refusal
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("busy", "too many commands wait for the store")
-        latest = loop.time() + self._timeout
-        request = _Request(
-            commands,
-            loop.create_future(),
-            latest if deadline is None else min(deadline, latest),
-            on_sent,
-            repeatable=repeatable,
-        )
         self._waiting.append(request)
         self._watch(loop, request.deadline)
         if not running:
             self._runner = loop.create_task(self._run(), name="nexcache-lane")
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
-        assert request.future is not None  # noqa: S101 - given four lines above
-        return await request.future
 
     async def aclose(self) -> None:
         """Close the connection; what waits fails, and the next command opens it again."""
@@ -226,13 +275,13 @@ class Lane:
                 await self._wake
                 continue
             now = loop.time()
-            batch: list[Command] = []
+            batch: list[bytes] = []
             if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
                 self._epoch_read_at = now
                 question = _Request(self._epoch_reader.commands, None, math.inf, None, repeatable=False)
                 question.sent_at = now  # it may be the first that a silent server does not answer
                 sent.append(question)
-                batch += self._epoch_reader.commands
+                batch += map(pack_command, self._epoch_reader.commands)
             while self._waiting:
                 request = self._waiting.popleft()
                 if request.future is None or request.future.done():
@@ -241,27 +290,38 @@ class Lane:
                     request.on_sent()
                 request.sent_at = now
                 sent.append(request)
-                batch += request.commands
+                if request.packed:
+                    batch.append(request.packed)
+                else:
+                    batch += map(pack_command, request.commands)
             self.commands += len(batch)
             if batch:
-                await connection.send_packed_command(connection.pack_commands(batch), check_health=False)
+                await connection.send_packed_command(b"".join(batch), check_health=False)
 
     async def _read(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
+        at_hand = _at_hand(connection)
         while True:
             reply = await _answer(connection)
-            if not sent:
-                raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
-            request = sent[0]
-            request.replies.append(reply)
-            if len(request.replies) < len(request.commands):
-                continue
-            sent.popleft()
-            if request.future is None:
-                self._epoch = self._epoch_reader.of(request.replies)
-            elif not request.future.done():
-                request.future.set_result((request.replies, self._epoch))
+            while reply is not _NOTHING:
+                if not sent:
+                    raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
+                request = sent[0]
+                request.replies.append(reply)
+                if isinstance(reply, _MISPLACED):
+                    request.misplaced = True
+                if len(request.replies) == request.count:
+                    sent.popleft()
+                    self._answered(request)
+                reply = at_hand()
+
+    def _answered(self, request: _Request) -> None:
+        if request.future is None:
+            self._epoch = self._epoch_reader.of(request.replies)
+        elif not request.future.done():
+            request.future.set_result((request.replies, self._epoch))
+        if request.misplaced:
             now = asyncio.get_running_loop().time()
-            if any(isinstance(each, _MISPLACED) for each in request.replies) and now - self._dropped_at > _DROPS_APART:
+            if now - self._dropped_at > _DROPS_APART:
                 # this server became a replica, or is not ready: ask for the right one on a new connection, where
                 # what has been sent on this one is repeated
                 self._dropped_at = now
@@ -272,7 +332,7 @@ class Lane:
         for request in reversed(sent):
             if request.repeatable and isinstance(error, StoreUnavailable) and error.kind == "connection":
                 request.repeatable = False
-                request.replies = []
+                request.replies, request.misplaced = [], False
                 self._waiting.appendleft(request)
             else:
                 request.fail(error)
@@ -321,8 +381,28 @@ class Lane:
 async def _answer(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
-    except (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError) as error:
+    except _ANSWERS as error:
         return error
+
+
+def _at_hand(connection: AbstractConnection) -> Callable[[], Any]:
+    """Return what takes a further answer out of what has been read already, without waiting: one read brings many.
+
+    The client offers only to wait for each. Its parser is the hiredis reader; were it another, each is waited for.
+    """
+    gets = getattr(getattr(getattr(connection, "_parser", None), "_reader", None), "gets", None)
+    if gets is None:
+        return lambda: _NOTHING
+
+    def answer() -> Any:
+        reply = gets(False)  # no decoding
+        if not isinstance(reply, _OF_THE_PROTOCOL):  # the client's own sign that there is nothing more
+            return _NOTHING
+        if isinstance(reply, ConnectionError) and not isinstance(reply, _ANSWERS):
+            raise reply
+        return reply
+
+    return answer
 
 
 async def _close(connection: AbstractConnection) -> None:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError
 
@@ -33,7 +34,7 @@ from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.door import Door
 from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
 from nexcache.stores.faults import classify, redirected
-from nexcache.stores.lane import Command, Epoch, Lane
+from nexcache.stores.lane import Asked, Command, Epoch, Lane
 from nexcache.stores.target import AnyTarget, SentinelTarget, Target
 from nexcache.stores.tokens import CLOCK
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
@@ -137,6 +138,11 @@ class RedisCommands(ABC):
     @abstractmethod
     def door(self) -> Door:
         """What further connections enter through."""
+
+    @property
+    def again(self) -> "RedisStore | None":
+        """What reads again at once what was read before; None where several servers are asked."""
+        return None
 
     @property
     @abstractmethod
@@ -505,6 +511,11 @@ class RedisStore(RedisCommands):
         return self._door
 
     @property
+    def again(self) -> "RedisStore | None":
+        """What reads again at once what was read before."""
+        return self
+
+    @property
     def available(self) -> bool:
         """Whether calls are let through to the server."""
         return self._breaker.circuit is Circuit.CLOSED
@@ -576,15 +587,8 @@ class RedisStore(RedisCommands):
             for index, reply in enumerate(replies):
                 if isinstance(reply, Exception) and index not in optional:
                     raise self._fault(reply, replies, optional)
-        except StoreUnavailable as error:
-            self._emitter.emit(BackendFailed(operation, error.kind))
-            ended_here = lane not in self._lanes  # by `aclose`: not the server's doing
-            if error.kind != "busy" and not ended_here and self._breaker.failed():
-                self._went_away(error.kind)
-            raise
-        except StoreRefused as error:
-            self._emitter.emit(BackendFailed(operation, error.kind))
-            self._refuses(operation, error.kind)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._failed(operation, lane, error)
             raise
         self._answers()
         if self._refused is not None and self._refused[0] == operation:
@@ -593,6 +597,42 @@ class RedisStore(RedisCommands):
         return replies, epoch
 
     call = _call
+
+    def _failed(self, operation: str, lane: Lane, error: StoreUnavailable | StoreRefused) -> None:
+        self._emitter.emit(BackendFailed(operation, error.kind))
+        if isinstance(error, StoreRefused):
+            self._refuses(operation, error.kind)
+            return
+        ended_here = lane not in self._lanes  # by `aclose`: not the server's doing
+        if error.kind != "busy" and not ended_here and self._breaker.failed():
+            self._went_away(error.kind)
+
+    @staticmethod
+    def packed(keys: Sequence[bytes]) -> bytes:
+        """Write the command down that reads these keys."""
+        command: Any = ("MGET", *keys)
+        return bytes(pack_command(command))
+
+    def begin(self, packed: bytes, *, deadline: float) -> Asked | None:
+        """Send a command of a read; None where `read` would raise at once."""
+        loop = self._on_this_loop()
+        if self._breaker.circuit is Circuit.OPEN or deadline <= loop.time():
+            return None
+        lane = self._lanes[0]
+        try:
+            return lane.ask(packed, deadline=deadline)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._failed("get", lane, error)
+            return None
+
+    def answered(self) -> None:
+        """Note that a read was answered."""
+        self._answers()
+
+    def failed(self, asked: Asked, error: StoreError) -> None:
+        """Note that a read failed."""
+        if isinstance(error, StoreUnavailable | StoreRefused):
+            self._failed("get", asked.lane, error)
 
     def _fault(
         self, reply: Exception, replies: Sequence[Any], optional: Collection[int]

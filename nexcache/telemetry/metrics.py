@@ -49,7 +49,7 @@ class OTelMetrics:
     Without `meter_provider` it is the global one, also if that is installed later.
     """
 
-    _HEARD: Final = (LookedUp, Filled, Stored, Invalidated, Evicted, BackendFailed, Reached)
+    _HEARD: Final = (Filled, Stored, Invalidated, Evicted, BackendFailed, Reached)
 
     def __init__(
         self,
@@ -68,10 +68,12 @@ class OTelMetrics:
         self._instruments = _instruments_of(meter_provider)
         self._instruments.observe(self, counts, self._label)
         emitter.subscribe(self._record, *self._HEARD)
+        emitter.subscribe(self._looked_up, LookedUp)  # of its own: there is one for every read of the store
 
     def close(self) -> None:
         """Stop listening and being observed; what was counted stays in the totals. May be called twice."""
         self._emitter.unsubscribe(self._record)
+        self._emitter.unsubscribe(self._looked_up)
         self._instruments.forget(self)
 
     def memory(self) -> tuple[int, int] | None:
@@ -90,14 +92,13 @@ class OTelMetrics:
             self._emitter.failures += 1
             return {}
 
+    def _looked_up(self, event: Event) -> None:
+        assert isinstance(event, LookedUp)  # noqa: S101 - subscribed to nothing else
+        self._instruments.lookup_duration.record(event.duration, _OF_A_LOOKUP[event.result, event.tier])
+
     def _record(self, event: Event) -> None:
         to = self._instruments
         match event:
-            case LookedUp():
-                to.lookup_duration.record(
-                    event.duration,
-                    {names.ATTR_RESULT: event.result.value, names.ATTR_TIER: event.tier.value},
-                )
             case Filled():
                 to.fill_duration.record(event.duration, {names.ATTR_OPERATION: event.operation})
             case Stored():
@@ -119,6 +120,11 @@ class OTelMetrics:
                 to.backend_errors.add(
                     1, {names.ATTR_ERROR_TYPE: event.kind, names.ATTR_BACKEND_OPERATION: event.operation}
                 )
+
+
+_OF_A_LOOKUP: Final = {
+    (result, tier): {names.ATTR_RESULT: result.value, names.ATTR_TIER: tier.value} for result in Result for tier in Tier
+}
 
 
 def _label(tenants: frozenset[str]) -> _Label:

@@ -13,9 +13,15 @@ from nexcache.telemetry import names
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import BackendFailed, Emitter, Event, Evicted, Filled, Invalidated, LookedUp, Stored
 from nexcache.telemetry.metrics import TOTALS, Series
+from nexcache.telemetry.names import Result, Tier
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MOST_SERIES: Final = 10_000
+_OF_A_LOOKUP: Final[Mapping[tuple[Result, Tier], Series]] = {
+    (result, tier): ((names.ATTR_RESULT, result.value), (names.ATTR_TIER, tier.value))
+    for result in Result
+    for tier in Tier
+}
 _BOUNDS: Final[Mapping[str, Sequence[float]]] = {
     names.METRIC_LOOKUP_DURATION: names.LOOKUP_BOUNDS,
     names.METRIC_FILL_DURATION: names.FILL_BOUNDS,
@@ -138,7 +144,7 @@ class PrometheusText:
     def _record(self, event: Event) -> None:
         match event:
             case LookedUp():
-                about = ((names.ATTR_RESULT, event.result.value), (names.ATTR_TIER, event.tier.value))
+                about = _OF_A_LOOKUP[event.result, event.tier]
                 self._observe(names.METRIC_LOOKUP_DURATION, None, about, event.duration)
             case Filled():
                 about_fill = ((names.ATTR_OPERATION, event.operation),)

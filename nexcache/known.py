@@ -1,0 +1,73 @@
+"""What was worked out of a request, and what the store answered to it, and need not be again while both stay the same.
+
+Kept for its speed alone, where nothing else is held in memory: a request that is known is still looked up in the
+store, and only an answer that is byte for byte the one that was verified before, generations included, means the same.
+"""
+
+from collections.abc import Hashable
+from typing import Any, Final
+
+from nexcache.key import CacheKey
+from nexcache.semantics.reuse import Prepared
+from nexcache.telemetry.counts import OperationCounts
+
+Raw = tuple[Hashable, ...]
+
+_MOST: Final = 4_096
+_MOST_BYTES: Final = 16 * 1024 * 1024
+_LONGEST: Final = 64 * 1024
+
+
+class Known:
+    """A request that was looked up before."""
+
+    __slots__ = ("asked", "counts", "epoch", "key", "noted_at", "prepared", "read", "reply", "size")
+
+    def __init__(self, asked: CacheKey, counts: OperationCounts, noted_at: float) -> None:
+        self.asked: CacheKey = asked
+        self.key: CacheKey = asked
+        """With what else its answer was known to depend on."""
+        self.counts: OperationCounts = counts
+        self.noted_at: float = noted_at
+        """When it was last noted as recent."""
+        self.read: bytes = b""
+        """The command that looks it up, as it is sent."""
+        self.reply: list[Any] | None = None
+        """What the store answered when its entry was last verified, and was fresh."""
+        self.epoch: bytes = b""
+        self.prepared: Prepared | None = None
+        self.size: int = 0
+
+
+class KnownRequests:
+    """The requests that are known, by all that they are made of; bounded, the oldest first to go."""
+
+    def __init__(self) -> None:
+        self._known: dict[Raw, Known] = {}
+        self._bytes = 0
+        self.get = self._known.get
+        """Return what is known of a raw request."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def keep(self, raw: Raw, known: Known) -> None:
+        """Remember a request, unless it holds too much."""
+        self._drop(raw)
+        known.size = 3 * len(known.asked.request) + sum(2 * len(part or b"") for part in known.reply or ())
+        if known.size > _LONGEST:
+            return
+        self._known[raw] = known
+        self._bytes += known.size
+        while len(self._known) > _MOST or self._bytes > _MOST_BYTES:
+            self._drop(next(iter(self._known)))
+
+    def forget(self, tenant: str) -> None:
+        """Forget a tenant's requests."""
+        for raw in [raw for raw, known in self._known.items() if known.asked.tenant == tenant]:
+            self._drop(raw)
+
+    def _drop(self, raw: Raw) -> None:
+        dropped = self._known.pop(raw, None)
+        if dropped is not None:
+            self._bytes -= dropped.size
