@@ -82,6 +82,7 @@ LAYERS: Final = {
         invalidation.backplane
         invalidation.coherence
         invalidation.view
+        known
         entries
         fill
         variants
