@@ -466,6 +466,7 @@ class CacheMiddleware:
         stale_for = max(self._revalidate[request.index], self._on_error[request.index]) if refreshing is None else 0.0
         followed = waits = 0
         impatient = False
+        over: Flight | None = None
         while True:
             since = time.perf_counter()
             deadline = asyncio.get_running_loop().time() + cache.store_budget
@@ -509,7 +510,7 @@ class CacheMiddleware:
                 self._end(request, Result.MISS)
                 return
             shared = followed < _FOLLOWS and cache.flights.waits(key)
-            flight = self._flight(key, looked.generations, impatient=impatient) if shared else None
+            flight = self._flight(key, looked.generations, impatient=impatient, over=over) if shared else None
             if flight is None:
                 if not await self._take_turn(request, key.name if shared else request):
                     continue
@@ -519,7 +520,7 @@ class CacheMiddleware:
                         key, looked = recalled, Missing(looked.tier, None)
                 captured = await self._capture(key, looked, deadline, since=since, shared=shared)
                 snapshot, lease = captured.snapshot, captured.lease
-                flight = self._flight(key, snapshot.generations, impatient=impatient) if shared else None
+                flight = self._flight(key, snapshot.generations, impatient=impatient, over=over) if shared else None
                 if flight is None and captured.elsewhere is not None and not impatient:
                     if refreshing is not None and refreshing.replaces is not None:
                         return  # another node is at it
@@ -533,6 +534,7 @@ class CacheMiddleware:
                     return
             request.give_back()
             flight.followers += 1
+            over = flight
             match await asyncio.shield(flight.outcome):
                 case Complete(response):
                     await self._follow(request, response)
@@ -565,10 +567,12 @@ class CacheMiddleware:
         request.turn = await turns.wait(request.tenant, name, self._soft_limit[request.index])
         return False
 
-    def _flight(self, key: CacheKey, generations: tuple[bytes, ...] | None, *, impatient: bool) -> Flight | None:
-        """Return what may be waited for; who is impatient waits for no other node."""
+    def _flight(
+        self, key: CacheKey, generations: tuple[bytes, ...] | None, *, impatient: bool, over: Flight | None
+    ) -> Flight | None:
+        """Return what may be waited for: not what is over; who is impatient waits for no other node."""
         flight = self._cache.flights.get(key, generations)
-        return None if impatient and isinstance(flight, Elsewhere) else flight
+        return None if flight is over or (impatient and isinstance(flight, Elsewhere)) else flight
 
     async def _elsewhere(self, key: CacheKey, captured: Captured, limit: float) -> Outcome:
         """Wait until another node has computed."""
