@@ -119,7 +119,7 @@ class Row:
     @property
     def name(self) -> str:
         """What to ask for it by: its number and the act's name."""
-        return f"{self.number}-{self.act.__name__}"  # type: ignore[attr-defined]
+        return f"{self.number}-{self.act.__name__}"
 
 
 ROWS: Final[list[Row]] = []
