@@ -97,6 +97,9 @@ class Generations:
                 return replace(snapshot, leased=leased)
             if not captured.complete:
                 await self._restore(key.tenant, registry, tokens[0], deadline)
+            absent = [name for name, token in zip(tokens, captured.tokens, strict=True) if token is None]
+            if absent:  # created in the same breath, and not there: the key is in the way with another type of value
+                await self._store.unlink(absent, deadline=deadline)
         raise StoreUnavailable("busy", "the store loses generations as fast as they are made: is its memory full?")
 
     async def _restore(self, tenant: str, registry: bytes, token: bytes, deadline: float | None) -> None:
