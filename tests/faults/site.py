@@ -73,7 +73,7 @@ def no_crossing(answers: Iterable[tuple[Answer, bytes]]) -> None:
 async def site(
     app: ASGIApp,
     place: Place,
-    server: Valkey | None,
+    server: Valkey | str | None,
     *,
     policies: Sequence[Policy] = (Policy("/{page}", op="page", ttl="1h"),),
     tenant: Any = None,
@@ -88,7 +88,8 @@ async def site(
     Of several at once, which are not `alone`, the row itself has to look whether something is left.
     """
     async with nothing_left() if alone else nullcontext():
-        url = SecretStr(server.url) if server is not None else None
+        where = server.url if isinstance(server, Valkey) else server
+        url = SecretStr(where) if where is not None else None
         own = cache if cache is not None else NexCache(Settings(redis_url=url, **{**PATIENT, **settings}))
         made = CacheMiddleware(
             app,
