@@ -24,7 +24,7 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.quota import Quota, Quotas
 from nexcache.semantics.early_refresh import refresh_at
-from nexcache.semantics.reuse import Prepared, prepare, time_to_live
+from nexcache.semantics.reuse import Prepared, prepare
 from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
@@ -444,14 +444,16 @@ class Shared:
         deadline: float | None,
         on_sent: Callable[[], None] | None = None,
         stale_for: float = 0.0,
-    ) -> tuple[Entry, float | None, Read | None] | Missing:
+    ) -> tuple[Entry, float | None, float, Read | None] | Missing:
         """Fetch an entry and its generations in one round trip; raises StoreError.
 
-        Returns also for how long it has been stale, None if it is fresh; never one that has been for longer than
-        `stale_for`. The third is what was read, where the same again means the same again.
+        Returns also for how long it has been stale, None if it is fresh, and for how long it will be; never one that
+        has been stale for longer than `stale_for`. The store's clock says so: no two nodes' clocks need agree. The
+        fourth is what was read, where the same again means the same again.
         """
         names = (key.name, *key.generations)
-        reading = await self._store.read(names, deadline=deadline, on_sent=on_sent, timed=stale_for > 0)
+        timed = stale_for > 0
+        reading = await self._store.read(names, deadline=deadline, on_sent=on_sent, timed=timed, expiring=True)
         value, *tokens = reading.values
         epoch = reading.epoch
         if self._observe is not None:
@@ -461,14 +463,25 @@ class Shared:
             entry = self._codec.decode(key.name, value, await self._seal(key.tenant, deadline))
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
+                if entry.worthless:
+                    await self._remove(key, deadline)
             elif entry.request == key.request:
-                stale = await self._stale(key, entry, current, deadline, reading.now)
+                fresh_for = _fresh_for(entry.response, reading.left)
+                stale = await self._stale(key, entry, current, deadline, reading.now, overdue=-fresh_for)
                 if stale is None or stale < stale_for:
                     lasting = stale is None and entry.response.kept_on <= 0 and self._vault is None
-                    same = lasting and entry.generations == tuple(zip(key.generations, current.values(), strict=True))
-                    return entry, stale, Read(key, list(reading.values), epoch) if same else None
+                    all_read = len(current) == len(key.generations)  # and not others that its response had named
+                    same = lasting and all_read and entry.generations == tuple(current.items())
+                    return entry, stale, fresh_for, Read(key, list(reading.values), epoch) if same else None
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
+
+    async def _remove(self, key: CacheKey, deadline: float | None) -> None:
+        """Remove what no node can read: it would be fetched and counted again and again."""
+        try:
+            await self._store.unlink((key.name,), deadline=deadline)
+        except StoreError:
+            pass  # what is computed now overwrites it, or its time ends it
 
     async def _stale(
         self,
@@ -477,6 +490,8 @@ class Shared:
         current: dict[bytes, bytes | None],
         deadline: float | None,
         now: int | None,
+        *,
+        overdue: float,
     ) -> float | None:
         """Return for how many seconds an entry has been stale, None if it is fresh; more may have to be read.
 
@@ -494,8 +509,7 @@ class Shared:
             current.update(
                 {name: seen(token, reading.epoch) for name, token in zip(unread, reading.values, strict=True)}
             )
-        overdue = time.time() - entry.response.stored_at - entry.response.ttl if entry.response.kept_on > 0 else 0.0
-        stale = overdue if overdue > 0 else None
+        stale = overdue if overdue > 0 and entry.response.kept_on > 0 else None
         for name, token in depends.items():
             found = current[name]
             if found != token:
@@ -715,11 +729,11 @@ class Entries:
             if isinstance(looked, Missing):
                 found = looked
             else:
-                entry, stale, read = looked
+                entry, stale, fresh_for, read = looked
                 if len(entry.generations) > key.base:
                     named = tuple([name for name, _ in entry.generations[key.base :]])
                     self._remembered.learn(key, named, lifetime=self._shared.lifetime)
-                live = self._keep_here(key, entry, counts) if stale is None else None
+                live = self._keep_here(key, entry, counts, fresh_for) if stale is None else None
                 prepared = live.prepared if live is not None else ready(entry.response)
                 found = Found(prepared, Tier.REDIS, live, stale, read)
         except StoreError:
@@ -801,7 +815,7 @@ class Entries:
             except StoreError:
                 return None
             if kept:
-                self._keep_here(key, entry, counts)
+                self._keep_here(key, entry, counts, entry.response.ttl)
         else:
             if self._shared is not None:
                 if self._fallback_ttl <= 0:
@@ -850,12 +864,22 @@ class Entries:
         if self._shared is not None:
             self._local.memory.clear()
 
-    def _keep_here(self, key: CacheKey, entry: Entry, counts: OperationCounts) -> Live | None:
-        """Keep what the store holds in this process too, for a while; clocks of two nodes need not agree."""
+    def _keep_here(self, key: CacheKey, entry: Entry, counts: OperationCounts, fresh_for: float) -> Live | None:
+        """Keep what the store holds in this process too, for a while."""
         if self._l1 is None:
             return None
-        lifetime = min(time_to_live(entry.response, time.time()), _LONGEST_HERE)
+        lifetime = min(fresh_for, _LONGEST_HERE)
         return self._l1.keep(key, entry, counts, lifetime=lifetime) if lifetime > 0 else None
+
+
+def _fresh_for(response: StoredResponse, left: float | None) -> float:
+    """Return the seconds for which an entry is still fresh, given those for which the store holds it on.
+
+    Negative once it is stale. One whose key went, or was written, at this very moment is kept by nobody else.
+    """
+    if left is None:
+        return 0.0
+    return left - max(0.0, min(response.ttl + response.kept_on, LONGEST) - response.ttl)
 
 
 def _depended_on(key: CacheKey, entry: Entry | None) -> tuple[bytes, ...]:

@@ -22,6 +22,9 @@ from nexcache.telemetry.names import Bypass
 
 FORMAT: Final = 1
 """The version of everything below; another version's keys are other keys."""
+ENVELOPE: Final = 3
+"""The version of what is stored under them: in a rolling deployment the nodes of two versions do not overwrite each
+other's entries again and again, and depend on the same generations all the same."""
 
 LONGEST_REQUEST: Final = 16 * 1024
 """Bytes of one canonical request; a longer one is not worth a key."""
@@ -247,7 +250,7 @@ class KeySpace:
 
     def __init__(self, *, version: str = "", secret: str = "", cluster: bool = False) -> None:
         self._secret = blake2b(secret.encode(), digest_size=32).digest() if secret else b""
-        self._format = b"%d/%b" % (FORMAT, version.encode())
+        self._format = b"%d.%d/%b" % (FORMAT, ENVELOPE, version.encode())
         self._cluster = cluster
 
     def prefix(self, tenant: str) -> bytes:

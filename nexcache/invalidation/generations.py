@@ -79,7 +79,7 @@ class Generations:
         """
         tokens = self._tokens(key)
         registry = self._keys.registry(key.tenant)
-        leased = False
+        leased, absent = False, list[bytes]()
         for _ in range(_ATTEMPTS):
             captured = await self._store.capture(
                 tokens,
@@ -97,6 +97,9 @@ class Generations:
                 return replace(snapshot, leased=leased)
             if not captured.complete:
                 await self._restore(key.tenant, registry, tokens[0], deadline)
+            absent = [name for name, token in zip(tokens, captured.tokens, strict=True) if token is None]
+        if absent:  # created in the same breath, and not there: a value of another type is in the way
+            await self._store.unlink(absent, deadline=deadline)
         raise StoreUnavailable("busy", "the store loses generations as fast as they are made: is its memory full?")
 
     async def _restore(self, tenant: str, registry: bytes, token: bytes, deadline: float | None) -> None:

@@ -31,6 +31,8 @@ class Reading:
     """When the command left, by `nexcache.invalidation.view.boottime`."""
     now: int | None = None
     """The store's clock, if it was asked for: milliseconds, below `CLOCK`."""
+    left: float | None = None
+    """Seconds for which the first key will live on, at least; None where that was not asked for or it is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +149,12 @@ class Store(Protocol):
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
         timed: bool = False,
+        expiring: bool = False,
     ) -> Reading:
-        """Read several keys at one moment, in one round trip; and then, where `timed`, the store's clock."""
+        """Read several keys at one moment, in one round trip; and then, where `timed`, the store's clock.
+
+        Where `expiring`, also for how long the first of them will live on: nobody's own clock has to tell.
+        """
 
     async def capture(
         self,

@@ -6,19 +6,20 @@ forgery by someone who can write to the store is not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, Final, Protocol
 
 import msgpack
 
+from nexcache.key import ENVELOPE
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.semantics.headers import MOST_FIELDS, is_end_to_end, is_sendable, values
 from nexcache.stores.tokens import CLOCK
 
-VERSION: Final = 3
+VERSION: Final = ENVELOPE
 _MOST_GENERATIONS: Final = 64
 _MOST_CODINGS: Final = 8
 _LONGEST_KID: Final = 64
@@ -31,6 +32,11 @@ class Undecodable:
     """A value that is not used, and why: `corrupt`, `forged`, `sealed` (with another key), `newer`, `older`."""
 
     reason: str
+    worthless: bool = field(default=False, compare=False)
+    """No node can read it, whatever its version and its keys: it may be removed."""
+
+
+_CORRUPT: Final = Undecodable("corrupt", worthless=True)
 
 
 class Seal(Protocol):
@@ -89,7 +95,7 @@ class Codec:
             if opened is None:
                 return Undecodable("sealed")
             payload = opened
-        return _entry(_unpack(payload)) or Undecodable("corrupt")
+        return _entry(_unpack(payload)) or _CORRUPT
 
     def sign(self, key: bytes, payload: bytes) -> bytes:
         """Put any bytes into an envelope for this key."""
@@ -99,20 +105,20 @@ class Codec:
         """Take the bytes out of an envelope of this key; never raises, whatever they are."""
         envelope = _unpack(value)
         if not isinstance(envelope, tuple) or not envelope or type(envelope[0]) is not int:
-            return Undecodable("corrupt")
+            return _CORRUPT
         if envelope[0] != VERSION:
             return Undecodable("newer" if envelope[0] > VERSION else "older")
         match envelope:
             case (_, str(kid), bytes(mac), bytes(payload)):
                 pass
             case _:
-                return Undecodable("corrupt")
+                return _CORRUPT
         if kid != "" and kid not in self._keys:
             return Undecodable("forged")
         if self._keys and kid == "":
             return Undecodable("forged")
         if not compare_digest(mac, self._mac(kid, key, payload)):
-            return Undecodable("forged" if kid else "corrupt")
+            return Undecodable("forged", worthless=True) if kid else _CORRUPT
         return payload
 
     def _mac(self, kid: str, key: bytes, payload: bytes) -> bytes:

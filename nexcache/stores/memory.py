@@ -255,13 +255,15 @@ class MemoryStore:
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
         timed: bool = False,
+        expiring: bool = False,
     ) -> Reading:
         """Read several keys at one moment, and the clock."""
         del deadline, timed
         self._commands += 1
         if on_sent is not None:
             on_sent()
-        return Reading([self._values.get(key) for key in keys], b"", now=self.now)
+        left = self._values.remaining(keys[0]) if expiring else 0.0
+        return Reading([self._values.get(key) for key in keys], b"", now=self.now, left=left or None)
 
     def forget(self, prefix: bytes) -> None:
         """Forget every value and registry whose key begins with `prefix`."""

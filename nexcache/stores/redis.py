@@ -186,12 +186,26 @@ class RedisCommands(ABC):
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
         timed: bool = False,
+        expiring: bool = False,
     ) -> Reading:
-        """Read several keys with one MGET, and the clock with TIME."""
+        """Read several keys with one MGET, the clock with TIME, and the first key's expiry with PTTL.
+
+        The expiry is read first: of a key that is written in between it is that of the older value.
+        """
         sent = _Sent(self._clock, on_sent)
-        commands: Sequence[Command] = (("MGET", *keys), ("TIME",)) if timed else (("MGET", *keys),)
+        commands: list[Command] = [("PTTL", keys[0])] if expiring else []
+        commands.append(("MGET", *keys))
+        if timed:
+            commands.append(("TIME",))
         replies, epoch = await self._call("get", commands, deadline=deadline, on_sent=sent)
-        return Reading(replies[0], epoch, sent.at, _milliseconds(replies[1]) if timed else None)
+        left = replies.pop(0) if expiring else -1
+        return Reading(
+            replies[0],
+            epoch,
+            sent.at,
+            _milliseconds(replies[1]) if timed else None,
+            left / 1000 if left >= 0 else None,
+        )
 
     async def capture(
         self,

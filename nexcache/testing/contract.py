@@ -81,6 +81,16 @@ class StoreContract:
 
         assert 80 < await self.remaining(store, KEY) <= 90.5  # noqa: PLR2004
 
+    async def test_a_read_may_say_for_how_long_its_first_key_lives_on(self, store: Store) -> None:
+        """By the store's own clock; nothing is said of a key that is absent, or where nobody asks."""
+        await store.write(KEY, b"value", ttl_ms=90_500)
+
+        left = (await store.read([KEY, TAG], expiring=True)).left
+        assert left is not None
+        assert 80 < left <= 90.5  # noqa: PLR2004
+        assert (await store.read([TAG, KEY], expiring=True)).left is None
+        assert (await store.read([KEY])).left is None
+
     async def test_every_reading_of_one_history_has_the_same_epoch(self, store: Store) -> None:
         """Generations compare equal as long as the server is the same."""
         first = await store.read([KEY])

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import Receive, Scope, Send
 from nexcache.stores import redis as redis_store
-from nexcache.stores.base import new_token
+from nexcache.stores.base import Reading, new_token
 from nexcache.stores.memory import MemoryStore
 from nexcache.stores.redis import RedisCommands
 from nexcache.stores.tokens import CLOCK, softened, stale_since
@@ -60,8 +61,27 @@ class Site:
             patch.setattr(held._entries, "_clock", lambda: clock() + self.shift)
         else:
             patch.setattr(redis_store, "_milliseconds", lambda reply: (read(reply) + int(self.shift * 1000)) % CLOCK)
+            self._shift_expiries(patch)
         wall = time.time
         patch.setattr(time, "time", lambda: wall() + self.shift)
+
+    def _shift_expiries(self, patch: pytest.MonkeyPatch) -> None:
+        """Have every key expire by the clock that is shifted, from when it was written."""
+        read, write = RedisCommands.read, RedisCommands.write
+        written: dict[bytes, float] = {}
+
+        async def reading(store: RedisCommands, keys: Sequence[bytes], **options: Any) -> Reading:
+            found = await read(store, keys, **options)
+            if found.left is None:
+                return found
+            return replace(found, left=found.left - self.shift + written.get(keys[0], 0.0))
+
+        async def writing(store: RedisCommands, key: bytes, value: bytes, **options: Any) -> None:
+            written[key] = self.shift
+            await write(store, key, value, **options)
+
+        patch.setattr(RedisCommands, "read", reading)
+        patch.setattr(RedisCommands, "write", writing)
 
     def middleware(self, number: int = 0) -> CacheMiddleware:
         policies = [Policy("/", op="home", ttl=120, **self.options)]

@@ -87,7 +87,7 @@ def generations_not_compared(patch: Patch) -> None:
         if not isinstance(looked, Missing):
             return looked
         entry = await _stored(self, key)
-        return looked if entry is None else (entry, None)
+        return looked if entry is None else (entry, None, entry.response.ttl, None)
 
     patch.setattr(Shared, "lookup", trusting)
 
@@ -141,7 +141,7 @@ def wall_clocks_are_compared(patch: Patch) -> None:
         stamps = [float(stamp) for stamp in reading.values if stamp is not None]
         if entry is None or any(stamp > entry.response.stored_at for stamp in stamps):
             return Missing(self._store.tier, None)
-        return entry, None
+        return entry, None, entry.response.ttl, None
 
     patch.setattr(RedisCommands, "unlink", note)
     patch.setattr(Shared, "lookup", compare)
@@ -272,8 +272,8 @@ def the_own_queue_is_not_waited_for(patch: Patch) -> None:
 def soft_invalidations_have_no_bound(patch: Patch) -> None:
     stale = Shared._stale
 
-    async def just_now(self: Shared, *args: Any) -> float | None:
-        seconds = await stale(self, *args)
+    async def just_now(self: Shared, *args: Any, **options: Any) -> float | None:
+        seconds = await stale(self, *args, **options)
         return seconds if seconds is None or math.isinf(seconds) else 0.0
 
     patch.setattr(Shared, "_stale", just_now)
@@ -287,7 +287,7 @@ def stale_is_served_after_a_hard_invalidation(patch: Patch) -> None:
         looked = await lookup(self, key, stale_for=stale_for, **options)
         if isinstance(looked, Missing) and stale_for > 0:
             entry = await _stored(self, key)
-            return looked if entry is None else (entry, 0.0)
+            return looked if entry is None else (entry, 0.0, 0.0, None)
         return looked
 
     patch.setattr(Shared, "lookup", anyhow)

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
+from hiredis import Reader, pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.model.server import Server
@@ -59,6 +60,10 @@ class Wire:
                 connection.lose()
 
 
+_ROLES: Final[Mapping[str, Role]] = {"INFO": "data", "SUBSCRIBE": "messages"}
+"""What a connection is for, by the command that only one of its kind sends."""
+
+
 class Connection:
     """As much of redis-py's connection as NexCache uses."""
 
@@ -79,22 +84,19 @@ class Connection:
         self._open = True
         self._wire.connections.append(self)
 
-    def pack_commands(self, commands: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-        return list(commands)
-
     async def send_command(self, *command: Any, check_health: bool = True) -> None:
-        del check_health
-        await self.send_packed_command([command])
+        await self.send_packed_command(pack_command(command), check_health=check_health)
 
-    async def send_packed_command(self, packed: Sequence[Sequence[Any]], check_health: bool = True) -> None:
+    async def send_packed_command(self, packed: bytes, check_health: bool = True) -> None:
         del check_health
         if not self._open:
             raise RedisConnectionError("closed")
-        if packed[0][0] == "INFO":
-            self.role = "data"
-        elif packed[0][0] == "SUBSCRIBE":
-            self.role = "messages"
-        self._outbox.extend(packed)
+        reader = Reader()
+        reader.feed(packed)
+        while command := reader.gets():
+            name = command[0].decode()
+            self.role = _ROLES.get(name, self.role)
+            self._outbox.append((name, *command[1:]))
         self.flow()
 
     async def read_response(self, **_: Any) -> Any:

@@ -158,6 +158,26 @@ def test_keys_are_rotated_and_forgeries_refused(reader: Codec, writer: Codec, ou
     assert read == (ENTRY if outcome is None else Undecodable(outcome))
 
 
+@pytest.mark.parametrize(
+    ("value", "worthless"),
+    [
+        pytest.param(b"", True, id="nothing"),
+        pytest.param(SIGNED.encode(KEY, ENTRY)[:-1], True, id="cut short"),
+        pytest.param(SIGNED.encode(KEY + b"0", ENTRY), True, id="of another key"),
+        pytest.param(SIGNED.sign(KEY, b"no entry"), True, id="of another kind"),
+        pytest.param(UNSIGNED.encode(KEY, ENTRY), False, id="of a node without keys"),
+        pytest.param(Codec({"k9": b"n" * 32}).encode(KEY, ENTRY), False, id="of a node with a newer key"),
+        pytest.param(msgpack.packb((VERSION + 1, "what", "follows", "is", "not known")), False, id="newer"),
+        pytest.param(msgpack.packb((VERSION - 1, "", b"", b"")), False, id="older"),
+    ],
+)
+def test_only_what_no_node_can_read_may_be_removed(value: bytes, worthless: bool) -> None:
+    decoded = SIGNED.decode(KEY, value)
+
+    assert isinstance(decoded, Undecodable)
+    assert decoded.worthless is worthless
+
+
 def test_the_first_key_signs() -> None:
     assert msgpack.unpackb(ROTATED.encode(KEY, ENTRY))[1] == "k2"
     assert (SIGNED.signs, UNSIGNED.signs) == (True, False)

@@ -9,10 +9,10 @@ import pytest
 
 from nexcache.errors import StoreError
 from nexcache.telemetry.names import Tier
-from nexcache.testing import FaultProxy
 from tests.invalidation.nodes import Node
 from tests.servers import Valkey
-from tests.topologies.servers import REPLICATION, Watched, replicates, until
+from tests.topologies.failover import Pair, has, lagging, pair_of, promote
+from tests.topologies.servers import Watched
 
 RESTART, SENTINEL = 2.0, 4.0
 """Seconds until the app uses the cache again; asserted with slack for a busy machine."""
@@ -123,51 +123,27 @@ async def test_a_replica_is_never_read_from(watched: Watched) -> None:
 
 
 @pytest.fixture
-async def pair(program: Path, tmp_path: Path) -> AsyncIterator[tuple[Valkey, Valkey, FaultProxy, FaultProxy]]:
-    """A primary, a replica that follows it over a link, and the link that leads the app to whoever is in charge."""
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    with (
-        Valkey(tmp_path / "one", program=program, **REPLICATION) as one,
-        Valkey(tmp_path / "two", program=program, **REPLICATION) as two,
-    ):
-        async with FaultProxy(one.port) as replication, FaultProxy(one.port) as front:
-            await asyncio.to_thread(two.ask, "REPLICAOF", "127.0.0.1", replication.port)
-            await asyncio.to_thread(until, lambda: replicates(two), "the replica follows")
-            yield one, two, replication, front
-
-
-async def lagging(one: Valkey, two: Valkey, replication: FaultProxy, node: Node) -> None:
-    """Keep an entry on both servers, and invalidate it on the first only, which acknowledges it."""
-    key = node.key()
-    await node.fill(key, b"old")
-    there = (key.name, *key.generations)
-    ask: Callable[..., object] = two.ask
-    while await asyncio.to_thread(ask, "EXISTS", *there) != len(there):
-        await asyncio.sleep(0.01)
-    replication.down.swallow = True
-    assert (await node.cache.invalidate("acme", "overview")).acknowledged
-    while not replication.seen["swallowed"]:
-        await asyncio.sleep(0.01)
-    assert await asyncio.to_thread(one.ask, "EXISTS", *there) < len(there)
-    assert await asyncio.to_thread(two.ask, "EXISTS", *there) == len(there), "the fault was not seen"
-
-
-async def promote(server: Valkey, front: FaultProxy) -> None:
-    await asyncio.to_thread(server.ask, "REPLICAOF", "NO", "ONE")
-    front.lead_to(server.port)
+async def pair(program: Path, tmp_path: Path) -> AsyncIterator[Pair]:
+    async with pair_of(program, tmp_path) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
     ("failover", "served"), [pytest.param("epoch", None, id="epoch"), pytest.param("trust", b"old", id="trust")]
 )
 async def test_an_invalidation_that_a_failover_loses_revives_nothing(
-    pair: tuple[Valkey, Valkey, FaultProxy, FaultProxy], failover: str, served: bytes | None
+    pair: Pair, failover: str, served: bytes | None
 ) -> None:
     """The promoted replica has entry and generations as they were. With CACHE_FAILOVER=trust they would be served."""
-    one, two, replication, front = pair
+    one, two, _, front = pair
     node = Node(f"redis://127.0.0.1:{front.port}", fallback_ttl_seconds=0, failover=failover)
-    await lagging(one, two, replication, node)
+    key = node.key()
+    await node.fill(key, b"old")
+
+    async def invalidate() -> bool:
+        return (await node.cache.invalidate("acme", "overview")).acknowledged
+
+    await lagging(pair, (key.name, *key.generations), invalidate)
     one.kill()
     await promote(two, front)
 
@@ -179,7 +155,7 @@ async def test_an_invalidation_that_a_failover_loses_revives_nothing(
 
 
 async def test_nor_does_a_failback_to_a_server_that_has_been_in_charge_before(
-    pair: tuple[Valkey, Valkey, FaultProxy, FaultProxy],
+    pair: Pair,
 ) -> None:
     """The first server, never restarted, comes back into charge with the data it had: its run id is the old one."""
     one, two, _, front = pair
@@ -189,7 +165,7 @@ async def test_nor_does_a_failback_to_a_server_that_has_been_in_charge_before(
     await asyncio.to_thread(one.ask, "REPLICAOF", "127.0.0.1", "1")  # it follows nobody, and keeps what it has
     assert (await node.cache.invalidate("acme", "overview")).acknowledged
     key = node.key()
-    assert await asyncio.to_thread(one.ask, "EXISTS", key.name, *key.generations) == 1 + len(key.generations)
+    assert await has(one, (key.name, *key.generations)) == 1 + len(key.generations)
     two.kill()
     await promote(one, front)
 

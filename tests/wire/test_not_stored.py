@@ -6,6 +6,7 @@ import pytest
 
 from nexcache import CacheMiddleware, NexCache, Policy, tenants
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
+from tests.wire import broken
 from tests.wire.server import Exchange, Origin, ask, serving
 
 
@@ -114,84 +115,7 @@ async def test_a_get_with_a_body_is_a_bypass(cache: NexCache, http: str, stored:
     assert (origin.calls, stored()) == (3, 0)
 
 
-class _Trouble(Exception):  # noqa: N818 - reads as what it says
-    pass
-
-
-async def _raises(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"half", "more_body": True})
-    raise _Trouble
-
-
-async def _returns(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"half", "more_body": True})
-
-
-async def _only_starts(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-
-
-async def _too_short(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
-    await send({"type": "http.response.body", "body": b"half"})
-
-
-async def _too_long(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"half"})
-
-
-async def _two_lengths(scope: Scope, receive: Receive, send: Send) -> None:
-    headers = [(b"content-length", b"4"), (b"content-length", b"5")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"half"})
-
-
-async def _two_starts(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"half"})
-
-
-async def _trailers(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
-    await send({"type": "http.response.body", "body": b"half"})
-    await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False})
-
-
-async def _pathsend(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.pathsend", "path": "/tmp/x"})
-
-
-async def _zerocopysend(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.zerocopysend", "file": 3, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    pass
-
-
-@pytest.mark.parametrize(
-    "app",
-    [
-        _raises,
-        _returns,
-        _only_starts,
-        _too_short,
-        _too_long,
-        _two_lengths,
-        _two_starts,
-        _trailers,
-        _pathsend,
-        _zerocopysend,
-        _nothing,
-    ],
-)
+@pytest.mark.parametrize("app", broken.ALL)
 async def test_what_is_not_whole_or_no_plain_body_passes_as_it_is_and_is_not_stored(
     cache: NexCache, stored: Callable[[], int], app: ASGIApp
 ) -> None:
@@ -207,15 +131,15 @@ async def test_what_is_not_whole_or_no_plain_body_passes_as_it_is_and_is_not_sto
         for each in (bare, exchange):
             try:
                 await each.run()
-            except _Trouble:
-                assert app is _raises
+            except broken.Trouble:
+                assert app is broken.raises
         assert [message["type"] for message in exchange.messages] == [message["type"] for message in bare.messages]
-        assert exchange.messages[1:] == bare.messages[1:] or app is _two_starts
+        assert exchange.messages[1:] == bare.messages[1:] or app is broken.two_starts
         assert calls == number
     assert stored() == 0
 
 
-@pytest.mark.parametrize("app", [_raises, _returns, _too_short, _too_long, _nothing])
+@pytest.mark.parametrize("app", [broken.raises, broken.returns, broken.too_short, broken.too_long, broken.nothing])
 async def test_an_incomplete_answer_is_one_for_the_client_too(cache: NexCache, http: str, app: ASGIApp) -> None:
     """The server gets to see exactly what it would see without the cache."""
 
@@ -224,7 +148,7 @@ async def test_an_incomplete_answer_is_one_for_the_client_too(cache: NexCache, h
             connection = await client.connect()
             await connection.ask("/", fields=[("connection", "close")])
             raw = await connection.rest()
-            return raw.partition(b"\r\n\r\n")[2], [type(error) for error in client.errors if app is not _nothing]
+            return raw.partition(b"\r\n\r\n")[2], [type(error) for error in client.errors if app is not broken.nothing]
 
     bare, bare_errors = await seen(app)
     for _ in range(2):
