@@ -58,9 +58,24 @@ def _totals(document: Document, where: str) -> Group:
     about = "about " if document.get("estimated") else ""
     entries = NOTHING if document["entries"] is None else f"{document['entries']:,}"
     facts.add_row("stored", f"{about}{entries} entries, {size(document['bytes'])}")
+    if document.get("quota") is not None:
+        facts.add_row("quota", _quota(document["quota"]))
     facts.add_row("invalidations", f"{document['invalidations']:,}")
     facts.add_row("since", f"{document['since']}{'' if document.get('merged', True) else ', of one process'}")
     return Group(facts)
+
+
+def _quota(quota: Document) -> str:
+    """Say how much of a quota is used, and what was not kept for want of it."""
+    entries, parts = quota["entries"], []
+    if quota["limit"] is not None:
+        parts.append(f"{size(quota['used'])} of {size(quota['limit'])}")
+    if entries["limit"] is not None:
+        used = NOTHING if entries["used"] is None else f"{entries['used']:,}"
+        parts.append(f"{used} of {entries['limit']:,} entries")
+    if quota["fills_per_second"] is not None:
+        parts.append(f"{quota['fills_per_second']:,} answers kept a second")
+    return f"{', '.join(parts)}; {quota['refused']:,} not kept"
 
 
 def by_operation(operations: Mapping[str, Document]) -> Any:
