@@ -58,9 +58,7 @@ def after_sqlalchemy(invalidate: Invalidate, run: Run, session: Any) -> None:
                 run(each())
 
     def ended(_session: Any, transaction: Any) -> None:
-        if (
-            transaction.parent is None
-        ):  # rolled back, or closed: what was undone in a savepoint alone is done all the same
+        if transaction.parent is None:  # of what was undone with a savepoint alone, too much is invalidated
             pending.clear()
 
     event.listen(own, "after_commit", committed)

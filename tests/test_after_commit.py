@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.event import listen
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
@@ -61,16 +62,18 @@ def test_it_is_done_when_the_commit_returns_and_not_before(heard: Heard, session
     heard.cache.after_commit("acme", tags=["user:7"], session=session)
     session.flush()
     assert heard.targets == []
+    listen(session.get_bind(), "commit", lambda _: heard.targets.append("(the commit)"))
 
     session.commit()
 
-    assert heard.targets == ["overview", "user:7"]
+    assert heard.targets == ["(the commit)", "overview", "user:7"]
+    heard.targets.remove("(the commit)")
     session.execute(text("SELECT 1"))
     session.commit()
-    assert heard.targets == ["overview", "user:7"]  # once
+    assert heard.targets == ["overview", "user:7", "(the commit)"]  # once
     heard.cache.after_commit("acme", "details", session=session)
     session.commit()
-    assert heard.targets[2:] == ["details"]
+    assert heard.targets[3:] == ["details"]
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
