@@ -15,7 +15,7 @@ from nexcache.after_commit import after_django, after_sqlalchemy
 from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
-from nexcache.errors import ConfigurationError, StoreUnavailable
+from nexcache.errors import ConfigurationError, NoTenant, StoreUnavailable
 from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.fill_lease import FillLeases
 from nexcache.forgetting import Forgotten, forget
@@ -450,11 +450,15 @@ class NexCache:
         """Whether there is a store that other processes may use, too."""
         return self._parts.scripted is not None
 
-    async def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
+    async def stats(self, tenant: str | None = None, *, usage: bool = True) -> Statistics:
         """Return a tenant's statistics: of all processes, or of this one where there is no store or it is away.
 
-        `usage` counts what the tenant holds, which takes a bounded look at the store.
+        Without `tenant` they are those of the `default_tenant`; raises NoTenant if there is none. `usage` counts what
+        the tenant holds, which takes a bounded look at the store.
         """
+        tenant = tenant if tenant is not None else self.default_tenant
+        if tenant is None:
+            raise NoTenant("stats")
         return await self._parts.ledger.of(tenant, usage=usage)
 
     async def trend(self, tenant: str) -> Trend:

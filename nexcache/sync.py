@@ -334,7 +334,7 @@ class SyncFace:
         """As `NexCache.operations`."""
         return self.run(self._cache.operations(tenant))
 
-    def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
+    def stats(self, tenant: str | None = None, *, usage: bool = True) -> Statistics:
         """As `NexCache.stats`."""
         return self.run(self._cache.stats(tenant, usage=usage))
 
