@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 from nexcache.admission import Admission
+from nexcache.after_commit import after_django, after_sqlalchemy
 from nexcache.alerts import Alert
 from nexcache.collapse import Flights
 from nexcache.entries import Entries
-from nexcache.errors import ConfigurationError, StoreUnavailable
+from nexcache.errors import ConfigurationError, NoTenant, StoreUnavailable
 from nexcache.explain import Behind, Explanation, scope_of
 from nexcache.fill_lease import FillLeases
 from nexcache.forgetting import Forgotten, forget
 from nexcache.functions import Calls, Decorator, Options, Tags, TenantOf, question_of_parts
 from nexcache.health import Health
-from nexcache.invalidation.apply import Invalidation
+from nexcache.invalidation.apply import Invalidation, check_invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
 from nexcache.ladder import rung_of
@@ -313,11 +314,7 @@ class NexCache:
         that long yet, while they are computed anew. Raises InvalidName for a bad name and ValueError for no target,
         never for the store: see `Invalidation`.
         """
-        if isinstance(tags, str):
-            raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
-        if wait not in ("fast", "strict"):
-            raise ValueError(f'wait is "fast" or "strict", not {wait!a}')
-        targets = Targets.of(() if operation is None else (operation,), tags)
+        targets = _targets(operation, tags, wait)
         return await self.invalidate_targets(tenant, targets, trigger=Trigger.API, strict=wait == "strict", soft=soft)
 
     async def invalidate_targets(
@@ -335,15 +332,41 @@ class NexCache:
             tenant, targets, trigger=trigger, strict=strict, soft=soft, links=links
         )
 
+    def after_commit(
+        self,
+        tenant: str,
+        operation: str | None = None,
+        *,
+        tags: Sequence[str] = (),
+        soft: bool = False,
+        wait: Literal["fast", "strict"] = "fast",
+        session: Any = None,
+        using: str | None = None,
+    ) -> None:
+        """Invalidate when the surrounding transaction has committed; what was rolled back invalidates nothing.
+
+        The transaction is that of a SQLAlchemy `session` (`Session` or `AsyncSession`), without one that of this
+        thread's Django connection to the database `using`. Where Django has none open it is done now. The commit
+        returns when the invalidation has. Raises as `invalidate` does, and at once.
+        """
+        targets = _targets(operation, tags, wait)
+        check_invalidation(tenant, targets)
+
+        def invalidate() -> Coroutine[Any, Any, Invalidation]:
+            return self.invalidate_targets(tenant, targets, trigger=Trigger.API, strict=wait == "strict", soft=soft)
+
+        if session is not None:
+            after_sqlalchemy(invalidate, self.sync.run, session)
+        else:
+            after_django(invalidate, self.sync.run, using)
+
     async def preview(self, tenant: str, operation: str | None = None, *, tags: Sequence[str] = ()) -> Preview:
         """Say what `invalidate` with these targets would reach, by operation and tag, and change nothing.
 
         The number of entries is exact as long as it is small; beyond that a bounded part is read and the rest
         projected (`estimated`). Raises as `invalidate` does.
         """
-        if isinstance(tags, str):
-            raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
-        return await self.preview_targets(tenant, Targets.of(() if operation is None else (operation,), tags))
+        return await self.preview_targets(tenant, _targets(operation, tags))
 
     async def preview_targets(self, tenant: str, targets: Targets) -> Preview:
         """Do what `preview` does for targets that were collected elsewhere."""
@@ -427,11 +450,15 @@ class NexCache:
         """Whether there is a store that other processes may use, too."""
         return self._parts.scripted is not None
 
-    async def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
+    async def stats(self, tenant: str | None = None, *, usage: bool = True) -> Statistics:
         """Return a tenant's statistics: of all processes, or of this one where there is no store or it is away.
 
-        `usage` counts what the tenant holds, which takes a bounded look at the store.
+        Without `tenant` they are those of the `default_tenant`; raises NoTenant if there is none. `usage` counts what
+        the tenant holds, which takes a bounded look at the store.
         """
+        tenant = tenant if tenant is not None else self.default_tenant
+        if tenant is None:
+            raise NoTenant("stats")
         return await self._parts.ledger.of(tenant, usage=usage)
 
     async def trend(self, tenant: str) -> Trend:
@@ -767,6 +794,14 @@ class NexCache:
         self._parts.switches.take_over(switches)
         for generations in self._parts.generations:
             generations.keep_for(self._longest_ttl)
+
+
+def _targets(operation: str | None, tags: Sequence[str], wait: str = "fast") -> Targets:
+    if isinstance(tags, str):
+        raise TypeError(f'tags takes a list, such as ["{tags}"], not one string')
+    if wait not in ("fast", "strict"):
+        raise ValueError(f'wait is "fast" or "strict", not {wait!a}')
+    return Targets.of(() if operation is None else (operation,), tags)
 
 
 _caches: "WeakSet[NexCache]" = WeakSet()

@@ -65,6 +65,8 @@ _AWAITED: Final = 30.0
 _DETACHED: Final = 30.0
 """Seconds that a computation may go on after its caller has left."""
 _READ_ANEW: Final = object()
+NOTHING: Final = object()
+"""Stands for no result; None may be one."""
 _END: Final = {
     None: End.OVER,
     NotStoredReason.INVALIDATED: End.OVER,
@@ -735,19 +737,25 @@ class Asker:
             started=started,
         )
 
-    def value(self, live: Live) -> Any:
-        """Return the result that an entry in memory holds; raises NotDecodable.
+    def remembered(self, live: Live, tenant: str, span: RequestSpan | None, started: float) -> Any:
+        """Return the result that an entry in memory holds, and count the hit; NOTHING if it cannot be read.
 
-        One that nobody can change is read once and shared, any other is read anew for every caller.
+        One that nobody can change is read once and shared, any other is read anew for every caller. What another
+        version of the program wrote cannot be read: the long way computes it again.
         """
         value = live.value
-        if value is _READ_ANEW:
-            return self.codec.decode(live.entry.response.body)
-        if value is None:
-            value = self.codec.decode(live.entry.response.body)
-            live.value = (value,) if is_immutable(value) else _READ_ANEW
-            return value
-        return value[0]  # type: ignore[index]
+        try:
+            if value is _READ_ANEW:
+                found = self.codec.decode(live.entry.response.body)
+            elif value is None:
+                found = self.codec.decode(live.entry.response.body)
+                live.value = (found,) if is_immutable(found) else _READ_ANEW
+            else:
+                found = value[0]  # type: ignore[index]
+        except NotDecodable:
+            return NOTHING
+        self.cache.calls.hit(live, tenant, self.operation, span, started)
+        return found
 
     def alone(self, question: Question) -> Targets:
         """Return what invalidates this one call."""
@@ -842,12 +850,8 @@ class Cached(Generic[P, R]):
         if first is not None and not off and tenant.__class__ is str:
             live = first.peek((asker.identity, tenant, asker.operation, packed))
             if live is not None:
-                try:
-                    value: R = asker.value(live)
-                except NotDecodable:
-                    pass  # written by another version of the program: the long way computes it again
-                else:
-                    cache.calls.hit(live, tenant, asker.operation, span, started)
+                value: R = asker.remembered(live, tenant, span, started)
+                if value is not NOTHING:
                     return value
         tenant = asker.checked(await tenant if inspect.isawaitable(tenant) else tenant)
         off = off or asker.is_off(tenant)

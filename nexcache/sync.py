@@ -25,6 +25,7 @@ from nexcache.errors import InvalidName
 from nexcache.explain import Explanation
 from nexcache.forgetting import Forgotten
 from nexcache.functions import (
+    NOTHING,
     Asker,
     CallCache,
     Explained,
@@ -333,7 +334,7 @@ class SyncFace:
         """As `NexCache.operations`."""
         return self.run(self._cache.operations(tenant))
 
-    def stats(self, tenant: str, *, usage: bool = True) -> Statistics:
+    def stats(self, tenant: str | None = None, *, usage: bool = True) -> Statistics:
         """As `NexCache.stats`."""
         return self.run(self._cache.stats(tenant, usage=usage))
 
@@ -501,12 +502,8 @@ class SyncCached(Generic[P, R]):
         if first is not None and not off and tenant.__class__ is str:
             live = first.glance((asker.identity, tenant, asker.operation, packed))
             if live is not None:
-                try:
-                    value: R = asker.value(live)
-                except NotDecodable:
-                    pass  # written by another version of the program: the long way computes it again
-                else:
-                    cache.calls.hit(live, tenant, asker.operation, span, started)
+                value: R = asker.remembered(live, tenant, span, started)
+                if value is not NOTHING:
                     return value
         whose = self._whose(tenant)
         off = off or asker.is_off(whose)

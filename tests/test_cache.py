@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
-from nexcache.errors import InvalidName
+from nexcache.errors import InvalidName, NoTenant
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -54,6 +54,14 @@ async def test_several_workers_without_a_server_are_warned_of(
         pass
 
     assert any("4 worker processes" in line and "REDIS_URL" in line for line in lines(caplog))
+
+
+async def test_statistics_are_those_of_the_default_tenant_unless_another_is_named() -> None:
+    async with NexCache(Settings(redis_url=None, redis_host=None), default_tenant="acme") as cache:
+        assert [(await cache.stats()).tenant, (await cache.stats("globex")).tenant] == ["acme", "globex"]
+    async with NexCache(Settings(redis_url=None, redis_host=None)) as cache:
+        with pytest.raises(NoTenant):
+            await cache.stats()
 
 
 async def test_the_master_switch_takes_the_cache_out_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,7 @@ LAYERS: Final = {
         shadowing
         turns
         admission
+        after_commit
         stores.door
         stores.epoch
         stores.target
@@ -184,6 +185,8 @@ OWNERS: Final = {
         for name in ("redis", "lane", "faults", "inspection", "door", "epoch", "target", "cluster", "entra_id")
     )
     | {"invalidation.backplane"},
+    "django": frozenset(("after_commit",)),
+    "sqlalchemy": frozenset(("after_commit",)),
     "redis_entraid": frozenset(("stores.entra_id",)),
     "structlog": frozenset(LAYERS["listeners"].split()),
     "opentelemetry": frozenset((*LAYERS["listeners"].split(), "ingest.exporter")),

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from nexcache.cli import administer, bench, config, doctor, forget, monitor
+from nexcache.cli.options import AsJson
+from nexcache.cli.output import write_json
 from nexcache.errors import ConfigurationError
 from nexcache.tenants import ApiKey
 
@@ -112,20 +114,25 @@ def serve(
 
 
 @app.command()
-def key(tenant: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+def key(tenant: Annotated[str, typer.Argument(help="Whose key it is.")], *, json: AsJson = False) -> None:
     """Make an API key for a tenant: the secret for its clients, and the entry for CACHE_API_KEYS."""
     secret = secrets.token_urlsafe(32)
     entry = ApiKey.of(tenant, secret)
+    if json:
+        write_json({"tenant": tenant, "key": secret, "entry": str(entry)})
+        return
     sys.stdout.write(f"X-API-Key: {secret}\nCACHE_API_KEYS={entry}\n")
 
 
 @app.command("explain-rules")
 def explain_rules(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The rules: TOML with [[rules]], or JSON.")],
+    *,
+    json: AsJson = False,
 ) -> None:
     """Say what the rules in FILE make of the spans on standard input (OTLP/JSON); status 1 if the rules cannot work."""
     from nexcache.ingest.payload import MalformedOtlp, MediaType  # noqa: PLC0415 - only for this command
-    from nexcache.ingest.rule_file import explained, read_rules  # noqa: PLC0415 - as above
+    from nexcache.ingest.rule_file import explained, explanation, read_rules  # noqa: PLC0415 - as above
     from nexcache.ingest.rules import RuleSet  # noqa: PLC0415 - as above
     from nexcache.ingest.spans import every_span_of, read_request  # noqa: PLC0415 - as above
 
@@ -135,7 +142,11 @@ def explain_rules(
     except (ConfigurationError, MalformedOtlp) as reason:
         sys.stderr.write(f"nexcache explain-rules: {reason}\n")
         raise typer.Exit(1) from None
-    for line in explained(rules, spans):
+    document = explanation(rules, spans)
+    if json:
+        write_json(document)
+        return
+    for line in explained(document):
         sys.stdout.write(f"{line}\n")
 
 

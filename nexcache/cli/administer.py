@@ -1,8 +1,8 @@
 """The commands that ask and change a cache: stats, operations, tenants, explain, invalidate, warm, disable, enable."""
 
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from rich.console import Group
@@ -58,9 +58,24 @@ def _totals(document: Document, where: str) -> Group:
     about = "about " if document.get("estimated") else ""
     entries = NOTHING if document["entries"] is None else f"{document['entries']:,}"
     facts.add_row("stored", f"{about}{entries} entries, {size(document['bytes'])}")
+    if document.get("quota") is not None:
+        facts.add_row("quota", _quota(document["quota"]))
     facts.add_row("invalidations", f"{document['invalidations']:,}")
     facts.add_row("since", f"{document['since']}{'' if document.get('merged', True) else ', of one process'}")
     return Group(facts)
+
+
+def _quota(quota: Document) -> str:
+    """Say how much of a quota is used, and what was not kept for want of it."""
+    entries, parts = quota["entries"], []
+    if quota["limit"] is not None:
+        parts.append(f"{size(quota['used'])} of {size(quota['limit'])}")
+    if entries["limit"] is not None:
+        used = NOTHING if entries["used"] is None else f"{entries['used']:,}"
+        parts.append(f"{used} of {entries['limit']:,} entries")
+    if quota["fills_per_second"] is not None:
+        parts.append(f"{quota['fills_per_second']:,} answers kept a second")
+    return f"{', '.join(parts)}; {quota['refused']:,} not kept"
 
 
 def by_operation(operations: Mapping[str, Document]) -> Any:
@@ -279,34 +294,30 @@ def warm(
 Everybody: TypeAlias = Annotated[bool, typer.Option("--all-tenants", help="For everybody; takes an operator's key.")]
 
 
-def disable(
-    operation: Annotated[str, typer.Argument(help="The operation.")],
-    *,
-    everybody: Everybody = False,
-    url: Url = None,
-    key_file: KeyFile = None,
-    key_header: KeyHeader = DEFAULT_KEY_HEADER,
-    tenant: Tenant = None,
-    json: AsJson = False,
-) -> None:
-    """Send an operation's requests to the app, on all nodes, until it is enabled again."""
-    with reporting("disable"), source(url, key_file, key_header, tenant) as cache:
-        _switched(cache.switch(operation, off=True, everybody=everybody), json=json)
+def _switching(command: str, promise: str, *, off: bool) -> Callable[..., None]:
+    """Make the command that sends an operation's requests to the app, or the one that undoes it."""
+
+    def switch(
+        operation: Annotated[str, typer.Argument(help="The operation.")],
+        *,
+        everybody: Everybody = False,
+        url: Url = None,
+        key_file: KeyFile = None,
+        key_header: KeyHeader = DEFAULT_KEY_HEADER,
+        tenant: Tenant = None,
+        json: AsJson = False,
+    ) -> None:
+        with reporting(command), source(url, key_file, key_header, tenant) as cache:
+            _switched(cache.switch(operation, off=off, everybody=everybody), json=json)
+
+    switch.__name__, switch.__doc__ = command, promise
+    return switch
 
 
-def enable(
-    operation: Annotated[str, typer.Argument(help="The operation.")],
-    *,
-    everybody: Everybody = False,
-    url: Url = None,
-    key_file: KeyFile = None,
-    key_header: KeyHeader = DEFAULT_KEY_HEADER,
-    tenant: Tenant = None,
-    json: AsJson = False,
-) -> None:
-    """Undo `disable`."""
-    with reporting("enable"), source(url, key_file, key_header, tenant) as cache:
-        _switched(cache.switch(operation, off=False, everybody=everybody), json=json)
+disable: Final = _switching(
+    "disable", "Send an operation's requests to the app, on all nodes, until it is enabled again.", off=True
+)
+enable: Final = _switching("enable", "Undo `disable`.", off=False)
 
 
 def _switched(document: Document, *, json: bool) -> None:

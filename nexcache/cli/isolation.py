@@ -83,6 +83,8 @@ async def _examine(cache: NexCache, one: str, other: str, failed: list[BackendFa
         found.append(_problem("still-answered", "an invalidated entry is still answered", _STOP))
     elif await _ask(app, other, "a") != foreign:
         found.append(_problem("invalidated-too-much", "an invalidation reached another tenant", _STOP))
+    if done.acknowledged:
+        await _tell(cache, one)
     if any(each.operation == "publish" for each in failed):
         found.append(
             Finding(
@@ -129,6 +131,14 @@ async def _ask(app: ASGIApp, tenant: str, principal: str) -> bytes:
     }
     await app(scope, receive, send)
     return bytes(body)
+
+
+async def _tell(cache: NexCache, tenant: str) -> None:
+    """Tell the other nodes of an invalidation of nothing; a cache without memory in front of its store tells nobody."""
+    try:
+        await cache._parts.store.unlink((cache.keys.prefix(tenant) + b"@nothing",), message=b"")  # noqa: SLF001 - as below
+    except StoreError:
+        pass
 
 
 async def _clean(cache: NexCache, tenants: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +46,55 @@ def _rule(number: int, fields: Any) -> IngestRule:
         raise ConfigurationError(f"rule {number}: {error}") from None
 
 
-def explained(rules: RuleSet, spans: Iterator[Span]) -> Iterator[str]:
-    """Say of each span which rules it matches and what they aim at, then what the batch invalidates. One line each."""
+def explanation(rules: RuleSet, spans: Iterable[Span]) -> dict[str, Any]:
+    """Say of each span which rules it matches and what they aim at, and what the batch invalidates: a document."""
     seen: list[Span] = []
-    for number, span in enumerate(spans, 1):
+    found: list[dict[str, Any]] = []
+    for span in spans:
         seen.append(span)
-        service = span.service
-        yield f"span {number}: {span.name!a}" + ("" if service is None else f" of {service!a}")
-        if span.own:
-            yield "  NexCache's own: ignored"
-            continue
-        matched = rules.explain(span)
-        for rule, found in matched:
-            aims = ", ".join(f"{target.kind} {target.name!a}" for target in sorted(found)) or "nothing: no attribute"
-            yield f"  rule {next(at for at, each in enumerate(rules.rules, 1) if each is rule)}: {aims}"
-            if any(target.kind == "window" for target in found):
-                yield f"    at {_minutes(span)}"
-        if not matched:
-            yield "  no rule matches"
+        matched = [] if span.own else rules.explain(span)
+        ends = max(span.start_unix_nano, span.end_unix_nano)
+        found.append(
+            {
+                "name": span.name,
+                "service": span.service,
+                "own": span.own,
+                "seconds": [span.start_unix_nano // 10**9, ends // 10**9],
+                "rules": [
+                    {
+                        "rule": next(at for at, each in enumerate(rules.rules, 1) if each is rule),
+                        "targets": [{"kind": target.kind, "name": target.name} for target in sorted(targets)],
+                    }
+                    for rule, targets in matched
+                ],
+            }
+        )
     targets = rules.changes(seen).targets
     tags = sorted(tag for tag in targets.tags if not tag.startswith("window:"))
-    buckets = len(targets.tags) - len(tags)
-    names = [*(f"op {name!a}" for name in sorted(targets.operations)), *(f"tag {tag!a}" for tag in tags)]
-    if buckets:
-        names.append(f"{buckets} buckets of time")
+    invalidated = {
+        "operations": sorted(targets.operations),
+        "tags": tags,
+        "buckets_of_time": len(targets.tags) - len(tags),
+    }
+    return {"spans": found, "invalidated": invalidated}
+
+
+def explained(document: Mapping[str, Any]) -> Iterator[str]:
+    """Write an explanation down for people, one line each."""
+    for number, span in enumerate(document["spans"], 1):
+        yield f"span {number}: {span['name']!a}" + ("" if span["service"] is None else f" of {span['service']!a}")
+        if span["own"]:
+            yield "  NexCache's own: ignored"
+            continue
+        for rule in span["rules"]:
+            aims = [f"{target['kind']} {target['name']!a}" for target in rule["targets"]]
+            yield f"  rule {rule['rule']}: {', '.join(aims) or 'nothing: no attribute'}"
+            if any(target["kind"] == "window" for target in rule["targets"]):
+                yield "    at {} s to {} s".format(*span["seconds"])
+        if not span["rules"]:
+            yield "  no rule matches"
+    done = document["invalidated"]
+    names = [*(f"op {name!a}" for name in done["operations"]), *(f"tag {tag!a}" for tag in done["tags"])]
+    if done["buckets_of_time"]:
+        names.append(f"{done['buckets_of_time']} buckets of time")
     yield "all: " + (", ".join(names) or "nothing is invalidated")
-
-
-def _minutes(span: Span) -> str:
-    return f"{span.start_unix_nano // 10**9} s to {max(span.start_unix_nano, span.end_unix_nano) // 10**9} s"

@@ -106,7 +106,7 @@ class Invalidations:
         served stale; where the store is away or can only remove, it is as if it had not been asked for. `links` are
         what `Tracing.current` gave for the requests that it is done for, where it was put off.
         """
-        _check(tenant, targets)
+        check_invalidation(tenant, targets)
         started = time.perf_counter()
         tracing = self._emitter.tracing
         with tracing.invalidate(links) if tracing is not None else nullcontext(lambda _: None) as describe:
@@ -250,7 +250,7 @@ class Invalidations:
 
         Raises for bad names and no target as `apply` does, never for the store.
         """
-        _check(tenant, targets)
+        check_invalidation(tenant, targets)
         if self._shared is not None:
             try:
                 return await self._resolve(self._shared, tenant, targets)
@@ -313,7 +313,8 @@ class Invalidations:
         queued.update(dict.fromkeys(self._tokens(tenant, frozenset(("*",)), frozenset()), self.failures))
 
 
-def _check(tenant: str, targets: Targets) -> None:
+def check_invalidation(tenant: str, targets: Targets) -> None:
+    """Raise InvalidName for what is no tenant's id, ValueError where there is no target."""
     if not is_valid_id(tenant):
         raise InvalidName(f"not a tenant's id: {tenant!a}")
     if not targets:

@@ -28,6 +28,7 @@ from nexcache.telemetry.events import (
     Filled,
     Invalidated,
     LookedUp,
+    NotStored,
     Reached,
     Stored,
 )
@@ -45,11 +46,11 @@ class OTelMetrics:
 
     `memory` gives the entries and bytes that the process holds, `available` the state of each backend by its
     name; readers call both from threads of their own. `tenants` are those that may appear as
-    `nexcache.tenant.id` on the counters of requests, stores and invalidations; all others are `_other` there.
-    Without `meter_provider` it is the global one, also if that is installed later.
+    `nexcache.tenant.id` on the counters of requests, of what was stored or not, and of invalidations; all others are
+    `_other` there. Without `meter_provider` it is the global one, also if that is installed later.
     """
 
-    _HEARD: Final = (Filled, Stored, Invalidated, Evicted, BackendFailed, Reached)
+    _HEARD: Final = (Filled, Stored, NotStored, Invalidated, Evicted, BackendFailed, Reached)
 
     def __init__(
         self,
@@ -103,6 +104,15 @@ class OTelMetrics:
                 to.fill_duration.record(event.duration, {names.ATTR_OPERATION: event.operation})
             case Stored():
                 to.entry_size.record(event.size)
+            case NotStored():
+                to.not_stored.add(
+                    1,
+                    {
+                        **dict(self._label(event.tenant or "")),
+                        names.ATTR_OPERATION: event.operation,
+                        names.ATTR_NOT_STORED_REASON: event.reason.value,
+                    },
+                )
             case Invalidated():
                 to.invalidations.add(
                     1,
@@ -256,6 +266,9 @@ class _Instruments:
             "By",
             "Size of the bodies stored.",
             explicit_bucket_boundaries_advisory=names.SIZE_BOUNDS,
+        )
+        self.not_stored = meter.create_counter(
+            names.METRIC_NOT_STORED, "{entry}", "Answers that were not kept, by reason."
         )
         self.invalidations = meter.create_counter(
             names.METRIC_INVALIDATIONS, "{invalidation}", "Invalidations, by what asked for them."

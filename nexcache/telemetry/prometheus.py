@@ -11,7 +11,17 @@ from typing import Final
 
 from nexcache.telemetry import names
 from nexcache.telemetry.counts import Counts, OperationCounts
-from nexcache.telemetry.events import BackendFailed, Emitter, Event, Evicted, Filled, Invalidated, LookedUp, Stored
+from nexcache.telemetry.events import (
+    BackendFailed,
+    Emitter,
+    Event,
+    Evicted,
+    Filled,
+    Invalidated,
+    LookedUp,
+    NotStored,
+    Stored,
+)
 from nexcache.telemetry.metrics import TOTALS, Series
 from nexcache.telemetry.names import Result, Tier
 
@@ -35,6 +45,7 @@ _SUFFIX: Final = {
     names.METRIC_BACKEND_AVAILABLE: "_ratio",
 }
 _HELP: Final = {
+    names.METRIC_NOT_STORED: "Answers that were not kept, by reason.",
     names.METRIC_INVALIDATIONS: "Invalidations, by what asked for them.",
     names.METRIC_EVICTIONS: "Entries that left this process's memory.",
     names.METRIC_BACKEND_ERRORS: "Calls of the store that failed.",
@@ -42,6 +53,15 @@ _HELP: Final = {
     names.METRIC_FILL_DURATION: "Time that the app took to compute an answer.",
     names.METRIC_ENTRY_SIZE: "Size of the bodies stored.",
 }
+
+
+_COUNTED: Final = (
+    names.METRIC_NOT_STORED,
+    names.METRIC_INVALIDATIONS,
+    names.METRIC_EVICTIONS,
+    names.METRIC_BACKEND_ERRORS,
+)
+"""What is counted from events."""
 
 
 class _Histogram:
@@ -71,7 +91,7 @@ class _Share(Counts):
 class PrometheusText:
     """Collects what counters do not hold, and writes everything down when it is asked to."""
 
-    _HEARD: Final = (LookedUp, Filled, Stored, Invalidated, Evicted, BackendFailed)
+    _HEARD: Final = (LookedUp, Filled, Stored, NotStored, Invalidated, Evicted, BackendFailed)
 
     def __init__(
         self,
@@ -99,7 +119,7 @@ class PrometheusText:
             for series, number in total.read(share, lambda _: ()):
                 sums[series] += number
             lines += _family(f"{_words(name)}_total", "counter", total.description, sums)
-        for name in (names.METRIC_INVALIDATIONS, names.METRIC_EVICTIONS, names.METRIC_BACKEND_ERRORS):
+        for name in _COUNTED:
             sums = Counter()
             for (metric, whose, series), number in self._totals.items():
                 if metric == name and (tenant is None or whose == tenant):
@@ -151,6 +171,9 @@ class PrometheusText:
                 self._observe(names.METRIC_FILL_DURATION, event.tenant, about_fill, event.duration)
             case Stored():
                 self._observe(names.METRIC_ENTRY_SIZE, event.tenant, (), event.size)
+            case NotStored():
+                about = ((names.ATTR_OPERATION, event.operation), (names.ATTR_NOT_STORED_REASON, event.reason.value))
+                self._add(names.METRIC_NOT_STORED, event.tenant, about, 1)
             case Invalidated():
                 about = ((names.ATTR_TRIGGER, event.trigger.value), (names.ATTR_SCOPE, event.scope))
                 self._add(names.METRIC_INVALIDATIONS, event.tenant, about, 1)

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+
 from nexcache import Settings
+from nexcache.cli import app
 from nexcache.cli.masked import variable_of
 from nexcache.tenants import ApiKey
 from tests.cli.conftest import CommandLine
@@ -51,6 +54,17 @@ def test_no_secret_is_shown(nexcache: CommandLine) -> None:
         assert "k1:********" in shown
         assert "acme=sha256:" in shown
         assert key.partition("sha256:")[2] not in shown
+
+
+def test_every_command_that_tells_something_writes_json(nexcache: CommandLine) -> None:
+    commands = typer.main.get_group(app).commands
+    options = {name: {word for each in command.params for word in each.opts} for name, command in commands.items()}
+    without = {name for name, words in options.items() if "--json" not in words}
+    assert without == {"demo", "serve"}
+
+    made = json.loads(nexcache("key", "acme", "--json").stdout)
+    entry = ApiKey.parse(made["entry"])
+    assert (made["tenant"], entry) == ("acme", ApiKey.of("acme", made["key"]))
 
 
 def test_the_shell_completes_commands_and_options() -> None:

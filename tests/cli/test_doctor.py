@@ -5,25 +5,29 @@ import json
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trustme
 
 from nexcache import Settings
 from nexcache.cli.isolation import examine
+from nexcache.errors import StoreRefused
 from nexcache.key import KeySpace
 from nexcache.stores.inspection import PROBED_FAMILIES, probes
 from nexcache.stores.redis import RedisStore
 from nexcache.tenants import ApiKey
-from tests.cli.conftest import KEYS, OPERATOR, CommandLine, Served, application
+from tests.cli.conftest import KEYS, OPERATOR, SECRETS, CommandLine, Served, application
 from tests.servers import NoServer, Valkey, redis_binary, rights
 from tests.topologies.servers import free_port
 
 ROOT = Path(__file__).parents[2]
+ACME = {"x-api-key": SECRETS["acme"]}
 CAREFUL = {
     "CACHE_SIGNING_KEYS": "k1:0123456789abcdef0123456789abcdef",
     "CACHE_NAMESPACE_SECRET": "0123456789abcdef0123456789abcdef",
@@ -309,6 +313,38 @@ def test_an_invalidation_that_does_nothing_is_found_out(redis_url: str, monkeypa
     assert [each.code for each in found] == ["still-answered"]
 
 
+def test_an_invalidation_that_reaches_others_is_found_out(
+    redis_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = RedisStore.unlink
+
+    async def removes_all(store: RedisStore, keys: Sequence[bytes], **options: Any) -> int:
+        valkey.ask("FLUSHALL")
+        return await unlink(store, keys, **options)
+
+    monkeypatch.setattr(RedisStore, "unlink", removes_all)
+    found = asyncio.run(examine(Settings(redis_url=redis_url, op_timeout_ms=1000)))
+    assert [each.code for each in found] == ["invalidated-too-much"]
+
+
+def test_an_invalidation_that_is_not_carried_out_is_found_out(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuses(*_: object, **__: object) -> int:
+        raise StoreRefused("refused", "not now")
+
+    monkeypatch.setattr(RedisStore, "unlink", refuses)
+    found = asyncio.run(examine(Settings(redis_url=redis_url, op_timeout_ms=1000)))
+    assert [each.code for each in found] == ["not-invalidated"]
+
+
+@pytest.mark.parametrize("words", [("-publish",), ("resetchannels", "&nexarch:@acks:*")])
+def test_nodes_that_cannot_be_told_are_missed(
+    nexcache: CommandLine, own_valkey: Valkey, words: tuple[str, ...]
+) -> None:
+    url = own_valkey.least_rights_url
+    own_valkey.ask("ACL", "SETUSER", "nexcache", *words)
+    assert codes(report(nexcache, REDIS_URL=url))["publish"] == "warning"
+
+
 def test_the_probes_use_every_right_of_the_shipped_user_that_one_command_can_show() -> None:
     permitted = {word[1:] for word in rights() if word.startswith("+")}
     connecting = {"auth", "select", "client|setname", "cluster|slots", "asking", "subscribe"}
@@ -337,6 +373,38 @@ def test_an_app_whose_store_is_away_has_a_problem(nexcache: CommandLine) -> None
         assert codes(report(nexcache, "--url", f"{url}/admin"))["down"] == "problem"
 
 
+def test_an_app_says_what_waits_for_the_store_and_which_alerts_fire(nexcache: CommandLine, own_valkey: Valkey) -> None:
+    settings = Settings(redis_url=own_valkey.url, op_timeout_ms=500, alert_interval_seconds=1, alert_after_seconds=0)
+    app, _ = application(settings)
+    with Served(app) as url:
+        assert "; stored" in httpx2.get(f"{url}/overview", headers=ACME).headers["cache-status"]
+        own_valkey.kill()
+        assert httpx2.delete(f"{url}/admin/invalidate", headers=ACME).json()["queued"]
+        end = time.monotonic() + 10
+        while "alert-breaker" not in (found := codes(report(nexcache, "--url", f"{url}/admin", NEXCACHE_KEY=OPERATOR))):
+            assert time.monotonic() < end, found
+            time.sleep(0.05)
+    assert {name: found[name] for name in ("queued", "down")} == {"queued": "warning", "down": "problem"}
+
+
+def test_an_app_of_another_version_is_named(nexcache: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, cache = application(Settings(redis_url=None, redis_host=None))
+    monkeypatch.setattr(type(cache), "version", "0.0.9")
+    with Served(app) as url:
+        document = report(nexcache, "--url", f"{url}/admin")
+    assert codes(document) == {"versions-differ": "note"}
+    assert document["versions"]["app"] == "NexCache 0.0.9"
+
+
+def test_every_code_is_found_by_a_test() -> None:
+    """A code of which no test says that it was found would be one that nobody has ever seen."""
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in PLANTED)
+    assert [code for code in sorted(known_codes()) if f'"{code}' not in tests] == []
+
+
+PLANTED = (Path(__file__), ROOT / "tests" / "test_diagnosis.py")
+
+
 def test_the_page_names_every_code_and_no_other() -> None:
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8").partition("| Code |")[2]
     named = {
@@ -344,9 +412,13 @@ def test_the_page_names_every_code_and_no_other() -> None:
         for row in page.splitlines()
         for code in re.findall(r"`([a-z-]+)…?`", row.split("|")[1] if "|" in row else "")
     }
+    assert named == known_codes()
+
+
+def known_codes() -> set[str]:
+    """Read from the source which codes there are."""
     sources = [ROOT / "nexcache" / name for name in ("diagnosis.py", "cli/isolation.py", "cli/examination.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     used = set(re.findall(r'(?:Finding|_problem|finding|add)\(\s*"([a-z-]+)"', text))
     used |= set(re.findall(r'"(?:certificate|plain|tls|auth)": "([a-z-]+)"', text)) | {"unreachable"}
-    used |= {"down", "slow", "backplane-lost", "alert-"}
-    assert named == used
+    return used | {"down", "slow", "backplane-lost", "alert-"}

@@ -1,6 +1,7 @@
 """The command line against the admin endpoints of a running app."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tests.cli.conftest import OPERATOR, SECRETS, CommandLine, Get, Served
+from nexcache import Settings
+from tests.cli.conftest import OPERATOR, SECRETS, CommandLine, Get, Served, application, asking
 
 
 def told(result: Any) -> Any:
@@ -36,6 +38,17 @@ def test_statistics_are_those_that_the_endpoint_gives(nexcache: CommandLine, adm
     shown = nexcache("stats", "--url", admin).stdout
     assert "overview" in shown
     assert f"{after['requests']:,}: {after['hits']:,} hits" in shown
+
+
+def test_a_quota_is_shown_with_what_is_used_of_it(nexcache: CommandLine) -> None:
+    app, _ = application(Settings(redis_url=None, redis_host=None, quotas="acme bytes=1MiB entries=2 fills=50"))
+    with Served(app) as url:
+        for path in ("/overview", "/services/cart", "/services/checkout"):
+            asking(url)(path)
+        shown = nexcache("stats", "--url", f"{url}/admin").stdout
+        others = nexcache("stats", "--url", f"{url}/admin", NEXCACHE_KEY=SECRETS["globex"]).stdout
+    assert re.search(r"quota +\d\.\d KiB of 1\.0 MiB, 2 of 2 entries, 50 answers kept a second; 1 not kept", shown)
+    assert "quota" not in others
 
 
 def test_operations_are_listed_with_what_they_were_asked_for(nexcache: CommandLine, admin: str) -> None:

@@ -24,7 +24,7 @@ from nexcache.demo.app import create_app
 from nexcache.demo.backend import Backend
 from nexcache.demo.valkey import EmbeddedValkey
 from nexcache.telemetry import names
-from nexcache.telemetry.events import BackendChanged, Event
+from nexcache.telemetry.events import BackendChanged, Event, NotStored
 from tests.deploy.files import ROOT, panels, rules, variables
 from tests.deploy.prometheus_names import Series, label_name, series
 from tests.deploy.promql import Selector, grouped_by, output_labels, parse, selectors, variable
@@ -59,6 +59,7 @@ CLOSED = {
         names.ATTR_TIER: names.Tier,
         names.ATTR_BYPASS_REASON: names.Bypass,
         names.ATTR_TRIGGER: names.Trigger,
+        names.ATTR_NOT_STORED_REASON: names.NotStoredReason,
     }.items()
 } | {label_name(names.ATTR_EVICTION_REASON): {"capacity", "expired"}}
 """The attributes whose values are closed lists, those included that a short run does not meet."""
@@ -109,6 +110,7 @@ async def run(directory: Path) -> None:
                     await use(client, "secret")
                     await cache.invalidate("acme", "dashboard_*", tags=["service:cart"])
                     cache.counts.of("acme", "dashboard_overview").shadow_checks += 1  # no policy of the demo's has any
+                    cache.emitter.emit(NotStored("dashboard_overview", "acme", names.NotStoredReason.QUOTA))
                     if store is not None:
                         with hanging(store):
                             await use(client, "secret")

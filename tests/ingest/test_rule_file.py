@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nexcache.errors import ConfigurationError
-from nexcache.ingest.rule_file import explained, parse_rules, read_rules
+from nexcache.ingest.rule_file import explained, explanation, parse_rules, read_rules
 from nexcache.ingest.rules import IngestRule, RuleSet
 from tests.ingest.batches import json_batch, span
 
@@ -66,7 +66,7 @@ def test_each_span_is_explained_and_then_the_batch() -> None:
         span(name="tick", kind=1),
         span(scope="nexcache"),
     ]
-    assert list(explained(RuleSet(RULES), iter(spans))) == [
+    assert list(explained(explanation(RuleSet(RULES), spans))) == [
         "span 1: 'GET /cart' of 'cart'",
         "  rule 1: op 'dashboard_*'",
         "  rule 2: tag 'service:cart', window 'spans'",
@@ -77,7 +77,7 @@ def test_each_span_is_explained_and_then_the_batch() -> None:
         "  NexCache's own: ignored",
         "all: op 'dashboard_*', tag 'service:cart', 24 buckets of time",
     ]
-    assert list(explained(RuleSet(RULES[1:]), iter(spans[1:]))) == [
+    assert list(explained(explanation(RuleSet(RULES[1:]), spans[1:]))) == [
         "span 1: 'tick'",
         "  no rule matches",
         "span 2: 'GET /cart'",
@@ -90,12 +90,15 @@ def test_the_command_explains_otlp_json_and_refuses_what_is_none(tmp_path: Path)
     file = tmp_path / "rules.toml"
     file.write_text(TOML)
 
-    def run(text: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "nexcache.cli", "explain-rules", str(file)]
+    def run(text: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "nexcache.cli", "explain-rules", str(file), *words]
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
 
     done = run(json.dumps(json_batch("cart", attributes={"http.status_code": 500})))
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "all: op 'dashboard_*', tag 'service:cart', 24 buckets of time"
+    document = json.loads(run(json.dumps(json_batch("cart", attributes={"http.status_code": 500})), "--json").stdout)
+    assert document["invalidated"] == {"operations": ["dashboard_*"], "tags": ["service:cart"], "buckets_of_time": 24}
+    assert [rule["rule"] for rule in document["spans"][0]["rules"]] == [1, 2]
     done = run("{")
     assert (done.returncode, done.stderr) == (1, "nexcache explain-rules: the body is not JSON\n")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.admin.browser import SHOTS
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
@@ -48,6 +50,12 @@ def test_the_targets_that_workflows_make_exist() -> None:
     targets = set(re.findall(r"run: make ([\w-]+)", text))
     assert targets
     assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_the_pictures_of_the_page_are_kept() -> None:
+    steps = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["test"]["steps"]
+    kept = [step["with"]["path"] for step in steps if str(step.get("uses", "")).startswith("actions/upload-artifact")]
+    assert kept == [f"{SHOTS.relative_to(ROOT)}/"]
 
 
 def version(tag: str) -> "subprocess.CompletedProcess[str]":

@@ -17,6 +17,7 @@ from opentelemetry.sdk.metrics.export import (
 
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import (
+    BackendChanged,
     BackendFailed,
     Emitter,
     Event,
@@ -61,6 +62,7 @@ def series(**attributes: str) -> frozenset[tuple[str, object]]:
         "tier": "nexcache.cache.tier",
         "tenant": "nexcache.tenant.id",
         "bypass": "nexcache.bypass.reason",
+        "refused": "nexcache.not_stored.reason",
         "trigger": "nexcache.invalidation.trigger",
         "scope": "nexcache.invalidation.scope",
         "evicted": "nexcache.eviction.reason",
@@ -93,6 +95,7 @@ def a_bit_of_everything(cache: Cache) -> None:
         LookedUp("dashboard", Result.HIT, Tier.REDIS, 0.0002),
         Filled("dashboard", "acme", 0.04, coalesced=7),
         Stored("dashboard", "acme", Tier.REDIS, 2048, 30.0),
+        NotStored("dashboard", "acme", NotStoredReason.QUOTA),
         invalidated(),
         Evicted("capacity", 3),
         BackendFailed("get", "timeout"),
@@ -136,6 +139,9 @@ REQUESTS = {
                 series(operation="dashboard", tier="fallback"): 1,
             },
             id="stores",
+        ),
+        pytest.param(
+            "nexcache.not_stored", "{entry}", Sum, {series(operation="dashboard", refused="quota"): 1}, id="not stored"
         ),
         pytest.param(
             "nexcache.ingest.spans",
@@ -224,7 +230,7 @@ def test_what_a_cache_does_not_know_is_not_reported(meters: Meters) -> None:
 def test_an_event_without_a_metric_changes_none(meters: Meters) -> None:
     cache = Cache(meters)
     before = meters.collect().keys()
-    cache.emitter.emit(NotStored("dashboard", "acme", NotStoredReason.PRIVATE))
+    cache.emitter.emit(BackendChanged("redis", available=False, kind="timeout"))
     assert meters.collect().keys() == before
 
 
@@ -351,7 +357,7 @@ def test_an_instrument_that_raises_changes_nothing_and_is_counted(
     monkeypatch.setattr("opentelemetry.sdk.metrics._internal.instrument.Histogram.record", broken)
     monkeypatch.setattr("opentelemetry.sdk.metrics._internal.instrument.Counter.add", broken)
     a_bit_of_everything(cache)
-    assert cache.emitter.failures == 6
+    assert cache.emitter.failures == 7
 
 
 def test_caches_made_before_and_after_the_global_provider_are_all_observed() -> None:

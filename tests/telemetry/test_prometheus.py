@@ -10,10 +10,11 @@ from nexcache.telemetry.events import (
     Filled,
     Invalidated,
     LookedUp,
+    NotStored,
     Stored,
 )
 from nexcache.telemetry.metrics import OTelMetrics
-from nexcache.telemetry.names import Bypass, Result, Tier, Trigger
+from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
 from nexcache.telemetry.prometheus import PrometheusText
 from tests.deploy.prometheus_names import series
 from tests.telemetry.conftest import Meters
@@ -33,6 +34,7 @@ def filled(counts: Counts, emitter: Emitter) -> None:
         each.stored_memory += 1
         emitter.emit(Filled("dashboard", tenant, 0.3, 0))
         emitter.emit(Stored("dashboard", tenant, Tier.REDIS, 3_000, 60.0))
+        emitter.emit(NotStored("dashboard", tenant, NotStoredReason.QUOTA))
         emitter.emit(Invalidated(tenant, Trigger.INGEST, "operation", ("dashboard",), (), True, 0.001))
     counts.ingested_accepted += 5
     emitter.emit(LookedUp("dashboard", Result.HIT, Tier.REDIS, 0.0004))
