@@ -34,6 +34,7 @@ from nexcache.semantics.reuse import current_age
 from nexcache.semantics.sending import outgoing, range_holds
 from nexcache.semantics.stored import Facts, facts
 from nexcache.semantics.storing import Storable
+from nexcache.semantics.vary import nominated
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
@@ -52,6 +53,7 @@ _LONGEST_WAIT: Final = 10.0
 """Seconds for which it waits for one of them."""
 _LONGEST_FILL: Final = 60.0
 """Seconds after which a computation whose client has left is ended."""
+_NEEDED: Final = "what is stored must be validated, and the origin failed"
 _OF_BODIES: Final = (b"content-length", b"transfer-encoding")
 _ROLES: Final = {
     spelling: role
@@ -558,9 +560,9 @@ class HttpCache:
         try:
             await fill.join()
         except OriginFailed as error:
-            if begun or asking.stored is None or not asking.stored.facts.never_stale:
+            if begun or not _is_needed(asking.stored):
                 raise
-            raise OriginFailed(504, "what is stored must be validated, and the origin failed") from error  # §5.2.2.2
+            raise OriginFailed(504, _NEEDED) from error
         self._end(visit, Result.MISS)
         return True
 
@@ -652,14 +654,21 @@ class HttpCache:
             return response, facts(old.status, headers, received=received)
         response = self._stored(visit, old.status, kept, old.body, received=received, cost=old.cost)
         if asking.captured is not None:
-            tags = named_by(visit.target, response.headers)
             try:
-                visit.kept = bool(
-                    await self._variants.replace(stored.key, response, asking.captured, visit.counts, tags=tags)
-                )
+                visit.kept = bool(await self._replace(visit, stored, response, asking.captured, kept))
             except OverQuota:
                 self._not_stored(visit, NotStoredReason.QUOTA)
         return response, kept.facts
+
+    async def _replace(
+        self, visit: Visit, stored: Selected, response: StoredResponse, captured: Captured, kept: Keepable
+    ) -> bool | None:
+        tags, place = named_by(visit.target, response.headers), visit.place
+        if place is None or kept.varies == nominated(stored.response.headers):
+            return await self._variants.replace(stored.key, response, captured, visit.counts, tags=tags)
+        return await self._variants.keep(  # §4.1: it has said only now by what it varies
+            place, response, captured, visit.counts, varies=kept.varies, known=stored.known, tags=tags
+        )
 
     def _stands_in(self, visit: Visit, asking: _Asking) -> bool:
         stored = asking.stored
@@ -679,27 +688,36 @@ class HttpCache:
         """Ask the origin for a HEAD; what it says counts for the stored response to a GET, too (§4.3.5)."""
         stored = selected if isinstance(selected, Selected) else None
         asking = _Asking(None, stored, self._clock())
-        begun = False
+        begun, failed = False, 0
 
         async def tell(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, failed
             if message["type"] == "http.response.start":
                 begun = True
                 status: int = message["status"]
                 asking.received = self._clock()
+                if status in ERRORS and self._stands_in(visit, asking):
+                    failed = status
                 headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
                 if status == _OK and stored is not None and stored.response.status == _OK:
                     await self._update_by_head(visit, asking, headers)
                 fwd = choice.fwd if isinstance(choice, Validate) else "stale"
                 message = _told(message, cache_status.forwarded(fwd, status=status))
-            await visit.send(message)
+            if not failed:
+                await visit.send(message)
 
         try:
             await self._app(visit.scope, visit.receive, tell)
-        except Exception:
-            if begun or not self._stands_in(visit, asking):
+        except Exception as error:
+            if begun:
+                raise
+            if isinstance(error, OriginFailed) and _is_needed(stored):
+                raise OriginFailed(504, _NEEDED) from error
+            if not self._stands_in(visit, asking):
                 raise
             await self._stand_in(visit, asking, None)
+        if failed:
+            await self._stand_in(visit, asking, failed)
         self._end(visit, Result.MISS)
 
     async def _update_by_head(self, visit: Visit, asking: _Asking, headers: Headers) -> None:
@@ -855,6 +873,11 @@ class HttpCache:
         if visit.span is not None:
             visit.span.end(answered)
         self._cache.emitter.emit(answered)
+
+
+def _is_needed(stored: Selected | None) -> bool:
+    """Whether only the origin could have allowed the use of what is stored: its failure is a 504 then (§5.2.2.2)."""
+    return stored is not None and stored.facts.never_stale
 
 
 def _unanswerable(asked: Asked) -> Bypass | None:

@@ -49,7 +49,7 @@ MALFORMED: Final = Malformed.ARGUMENT
 Seconds: TypeAlias = int | Malformed | None
 """A number of seconds; None where the directive is not there, `MALFORMED` where its value cannot be relied on."""
 
-_QUOTED_OR_NOT: Final = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^",])+|"', re.DOTALL)
+_QUOTED_OR_NOT: Final = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^,])+', re.DOTALL)
 _PAIR: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"(\d+)"|(\d+)))?')
 
 
