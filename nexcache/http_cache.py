@@ -13,8 +13,11 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from nexcache.collapse import end_of
+from nexcache.entries import Missing
 from nexcache.errors import OriginFailed, OverQuota
 from nexcache.fill import Failed, Fill, Outcome, Unstorable
+from nexcache.fill_lease import End
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import BYPASSING, KEYED, LONGEST_REQUEST, CacheKey
@@ -123,6 +126,19 @@ class Visit:
 
 
 @dataclass(slots=True)
+class _Leading:
+    """A request to the origin that others wait for."""
+
+    ended: asyncio.Future[None]
+    fill: Fill | None = None
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether its client may have the whole answer already."""
+        return self.fill is not None and self.fill.complete is not None
+
+
+@dataclass(slots=True)
 class _Asking:
     """One request to the origin, and what becomes of its answer."""
 
@@ -166,7 +182,7 @@ class HttpCache:
         self._longest = cache.ttl_of(self._policy)
         self._variants = Variants(cache)
         self._placed = lru_cache(maxsize=_REMEMBERED)(self._key)
-        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._leading: dict[bytes, _Leading] = {}
 
     async def __call__(
         self,
@@ -274,29 +290,38 @@ class HttpCache:
         """Answer from what is stored if that may be, else from the origin."""
         place = visit.place
         assert place is not None  # noqa: S101 - for the type checker
-        waits = 0
+        waits, anew = 0, False
         waited_for: str | None = None
         while True:
-            selected = await self._variants.select(place, visit.counts)
+            since = time.monotonic()
+            selected = await self._variants.select(place, visit.counts, anew=anew)
             choice = self._choose(visit, selected)
+            if not anew and self._may_be_elsewhere(visit, selected, choice):
+                anew = True
+                continue
             if isinstance(choice, Use) and isinstance(selected, Selected) and selected.response.status == PARTIAL:
                 selected, choice = self._cut(visit, selected, choice)
             if isinstance(choice, Use) and isinstance(selected, Selected):
                 await self._use(visit, selected, choice, waited_for)
                 return
-            if visit.asked.only_if_cached:  # §5.2.1.7
+            flight = self._variants.flight(place, selected)
+            under_way = self._leading.get(flight.name)
+            shares = self._shares(visit) and waits < _WAITS
+            if under_way is not None and self._waits(visit, under_way, shares=shares):
+                await asyncio.wait((under_way.ended,), timeout=_LONGEST_WAIT)
+            elif visit.asked.only_if_cached:  # §5.2.1.7
                 await self._not_cached(visit)
                 return
-            if not self._shares(visit) or waits >= _WAITS:
-                break
-            name = self._variants.name(place, selected)
-            under_way = self._waiting.get(name)
-            if under_way is None:
-                await self._lead(visit, selected, choice, name)
-                return
-            await asyncio.wait((under_way,), timeout=_LONGEST_WAIT)
+            else:
+                end = await self._lead(visit, selected, choice, flight if shares else None, since=since)
+                if end is None:
+                    return
+                anew = True
+                if end is End.ALONE:
+                    self._cache.flights.remember_alone(place.key)
+                elif end in (End.LOST, End.OVERDUE):
+                    waits = _WAITS
             waits, waited_for = waits + 1, choice.fwd if isinstance(choice, Validate) else waited_for
-        await self._lead(visit, selected, choice, None)
 
     def _choose(self, visit: Visit, selected: Selected | NoneSelected) -> Use | Validate:
         if isinstance(selected, NoneSelected):
@@ -321,6 +346,23 @@ class HttpCache:
             and not visit.asked.no_cache
             and not visit.silent
             and self._cache.flights.waits(place.key)
+        )
+
+    def _waits(self, visit: Visit, under_way: _Leading, *, shares: bool) -> bool:
+        """Whether a request waits for another: to share its answer, or until what its client has seen is stored."""
+        if shares and not visit.asked.only_if_cached:
+            return True
+        return under_way.is_storing and not under_way.ended.done() and not visit.asked.no_cache and not visit.silent
+
+    def _may_be_elsewhere(self, visit: Visit, selected: Selected | NoneSelected, choice: Use | Validate) -> bool:
+        """Whether another node may have brought up to date what this one holds."""
+        return (
+            isinstance(selected, Selected)
+            and isinstance(choice, Validate)
+            and selected.tier is Tier.MEMORY
+            and not self._cache.entries.in_process
+            and not visit.asked.no_cache
+            and not selected.facts.must_validate
         )
 
     # --- from what is stored -------------------------------------------------------------------------------
@@ -386,68 +428,103 @@ class HttpCache:
         )
         if again.place is None:
             return False
-        selected = await self._variants.select(again.place, again.counts)
+        since = time.monotonic()
+        selected = await self._variants.select(again.place, again.counts, anew=True)
         choice = self._choose(again, selected)
         if isinstance(choice, Use) and not choice.refresh:
             return True
+        flight = self._variants.flight(again.place, selected)
         try:
-            await self._lead(again, selected, Validate("stale"), None)
+            end = await self._lead(again, selected, Validate("stale"), flight, since=since)
         except Exception:  # noqa: BLE001 - nobody waits for it, and it is tried again
             return False
-        return again.kept
+        return end is not None or again.kept  # by another node, or by this one
 
     # --- from the origin -----------------------------------------------------------------------------------
 
     async def _lead(
-        self, visit: Visit, selected: Selected | NoneSelected, choice: Use | Validate, name: bytes | None
-    ) -> None:
-        """Ask the origin; those who ask for the same meanwhile wait under `name`."""
+        self,
+        visit: Visit,
+        selected: Selected | NoneSelected,
+        choice: Use | Validate,
+        flight: CacheKey | None,
+        *,
+        since: float = 0.0,
+    ) -> End | None:
+        """Ask the origin; those who ask for the same meanwhile wait for the `flight`, on other nodes, too.
+
+        Returns None; or, where another node was at it, how that has ended: nothing has been answered then.
+        """
         if visit.method == "HEAD":
             await self._head(visit, selected, choice)
-            return
-        mine: asyncio.Future[None] | None = None
-        if name is not None:
-            mine = self._waiting[name] = asyncio.get_running_loop().create_future()
-
-        def release() -> None:
-            if mine is not None and name is not None and self._waiting.get(name) is mine:
-                del self._waiting[name]
-                mine.set_result(None)
-
+            return None
+        mine = _Leading(asyncio.get_running_loop().create_future())
+        name = flight.name if flight is not None else b""
+        if flight is not None:
+            self._leading.setdefault(name, mine)
         fwd = choice.fwd if isinstance(choice, Validate) else "stale"
         stored = selected if isinstance(selected, Selected) else None
-        fill: Fill | None = None
         asking = _Asking(None, stored, self._clock())
+
+        def release(end: End = End.OVER) -> None:
+            if asking.captured is not None and asking.captured.lease is not None:
+                asking.captured.lease.end(end)
+            if not mine.ended.done():
+                mine.ended.set_result(None)
+            if self._leading.get(name) is mine:
+                del self._leading[name]
+
         try:
-            asking.captured = await self._capture(visit, selected)
+            asking.captured = captured = await self._capture(visit, selected, flight, since=since)
+            if captured is not None and captured.elsewhere is not None:
+                end = await self._elsewhere(visit, captured)
+                release()
+                return end
+            if captured is not None and captured.lease is not None:
+                captured.lease.keep(_LONGEST_FILL)
             while True:
-                fill = self._start(visit, asking, selected, release, fwd=fwd)
-                if await self._pass(visit, fill, asking, fwd):
+                mine.fill = self._start(visit, asking, selected, release, fwd=fwd)
+                if await self._pass(visit, mine.fill, asking, fwd):
                     break
                 asking = _Asking(asking.captured, None, self._clock())  # the 304 was not about what is stored
         except BaseException:
-            if fill is not None:
-                fill.detach()
-            if fill is None or asking.held or fill.task.done():
-                release()
+            if mine.fill is not None:
+                mine.fill.detach()
+            if mine.fill is None or asking.held or mine.fill.task.done():
+                release(End.FAILED)
             raise
         release()
+        return None
 
-    async def _capture(self, visit: Visit, selected: Selected | NoneSelected) -> Captured | None:
+    async def _elsewhere(self, visit: Visit, captured: Captured) -> End:
+        """Wait until another node has asked the origin; not where nobody waits for the answer here."""
+        leases = self._cache.leases
+        if leases is None or captured.elsewhere is None or visit.silent:
+            return End.OVER
+        return await leases.ended(captured.elsewhere, since=captured.at, limit=_LONGEST_WAIT)
+
+    async def _capture(
+        self,
+        visit: Visit,
+        selected: Selected | NoneSelected,
+        flight: CacheKey | None = None,
+        *,
+        since: float | None = None,
+    ) -> Captured | None:
         """Capture the generations under which an answer may be stored."""
         if visit.place is None:
             return None
-        tier = selected.missing.tier if isinstance(selected, NoneSelected) else selected.tier
-        if tier is Tier.MEMORY and not self._cache.entries.in_process:
-            tier = Tier.REDIS
-        return await self._variants.capture(visit.place, tier)
+        missing = selected.missing if isinstance(selected, NoneSelected) else Missing(selected.tier, None)
+        if missing.tier is Tier.MEMORY and not self._cache.entries.in_process:
+            missing = Missing(Tier.REDIS, missing.generations)
+        return await self._variants.capture(visit.place, missing, flight, since=since)
 
     def _start(
         self,
         visit: Visit,
         asking: _Asking,
         selected: Selected | NoneSelected,
-        release: Callable[[], None],
+        release: Callable[[End], None],
         *,
         fwd: str,
     ) -> Fill:
@@ -506,9 +583,9 @@ class HttpCache:
             if not asking.held:
                 self._not_stored(visit, outcome.reason)
 
-        def settled(_outcome: Outcome) -> None:
+        def settled(outcome: Outcome) -> None:
             if not asking.held:
-                release()
+                release(end_of(outcome, fill.not_stored))
 
         fill = Fill(
             app=self._app,

@@ -12,6 +12,15 @@ Nominated: TypeAlias = tuple[bytes, ...]
 _UNORDERED: Final = frozenset((b"accept", b"accept-charset", b"accept-encoding", b"accept-language"))
 """Lists in which order says nothing: preference is in their weights (RFC 9110 §12.4.2)."""
 _CASELESS: Final = _UNORDERED - {b"accept"}
+_NOBODY_VARIES_BY: Final = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"content-length", b"date", b"via"),
+        *(b"cache-control", b"pragma", b"if-none-match", b"if-modified-since", b"range", b"if-range"),
+        *(b"traceparent", b"tracestate", b"baggage", b"x-request-id", b"x-correlation-id"),
+        *(b"x-forwarded-for", b"x-real-ip"),
+    )
+)
+"""Fields that concern a connection, caches, one request or one machine."""
 _COMMA: Final = re.compile(rb'((?:"(?:[^"\\]|\\.)*"|[^",])+)|,|"', re.DOTALL)
 _LONGEST: Final = 2048
 _MOST: Final = 32
@@ -31,6 +40,12 @@ def selecting(headers: Iterable[tuple[bytes, bytes]], names: Nominated) -> tuple
     """
     headers = tuple(headers)
     return tuple((name, _normal(name, list(values(headers, name)))) for name in names)
+
+
+def resembling(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return what two requests have in common that select the same response, whatever it varies by."""
+    kept = sorted((name, value) for name, value in headers if name not in _NOBODY_VARIES_BY)
+    return b"".join(b"%d:%b%d:%b" % (len(name), name, len(value), value) for name, value in kept)
 
 
 def _normal(name: bytes, lines: Sequence[bytes]) -> bytes | None:
