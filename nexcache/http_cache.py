@@ -571,8 +571,14 @@ class HttpCache:
         def build(status: int, headers: Headers, body: bytes, cost: float) -> StoredResponse:
             if asking.joins and status == PARTIAL:
                 return self._joined(visit, asking, headers, body)
-            assert asking.keepable is not None  # noqa: S101 - for the type checker
-            return self._stored(visit, status, asking.keepable, body, received=asking.received, cost=cost)
+            keepable = asking.keepable
+            assert keepable is not None  # noqa: S101 - for the type checker
+            if status == PARTIAL and stored is not None:
+                grown = combined(stored.response, keepable.headers, body)
+                if grown is not None and len(grown[2]) <= self._max_body:
+                    status, headers, body = grown
+                    keepable = replace(keepable, headers=headers)
+            return self._stored(visit, status, keepable, body, received=asking.received, cost=cost)
 
         async def keep(response: StoredResponse) -> NotStoredReason | None:
             return await self._keep(visit, asking, selected, response)
@@ -648,22 +654,23 @@ class HttpCache:
         stored = asking.stored
         assert stored is not None  # noqa: S101 - for the type checker
         found = combined(stored.response, end_to_end(headers), body)
-        if found is None:
+        if found is None or found[0] != _OK:
             return stored.response
+        _, fields, content = found
         kept = may_keep(
             visit.asked,
             _OK,
-            (*found[0], *(pair for pair in headers if pair[0].lower() == b"age")),
+            (*fields, *(pair for pair in headers if pair[0].lower() == b"age")),
             requested=asking.requested,
             received=asking.received,
             max_body=self._max_body,
         )
         if isinstance(kept, NotStoredReason):
             age = initial_age(headers, requested=asking.requested, received=asking.received)
-            whole = StoredResponse(_OK, found[0], found[1], stored.response.etag, asking.received, 0.0, age)
+            whole = StoredResponse(_OK, fields, content, stored.response.etag, asking.received, 0.0, age)
         else:
             asking.keepable = kept
-            whole = self._stored(visit, _OK, kept, found[1], received=asking.received, cost=0.0)
+            whole = self._stored(visit, _OK, kept, content, received=asking.received, cost=0.0)
         asking.whole = whole
         return whole
 

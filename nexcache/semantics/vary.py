@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
-from nexcache.semantics.headers import members, values
+from nexcache.semantics.headers import is_token, members, values
 
 Nominated: TypeAlias = tuple[bytes, ...]
 """The lower-case names of a Vary, in order; empty where nothing is varied by."""
@@ -12,6 +12,7 @@ Nominated: TypeAlias = tuple[bytes, ...]
 _UNORDERED: Final = frozenset((b"accept", b"accept-charset", b"accept-encoding", b"accept-language"))
 """Lists in which order says nothing: preference is in their weights (RFC 9110 §12.4.2)."""
 _CASELESS: Final = _UNORDERED - {b"accept"}
+_UNSEEN: Final = frozenset((b"*", b"via", b"x-forwarded-for"))
 _NOBODY_VARIES_BY: Final = frozenset(
     (
         *(b"connection", b"keep-alive", b"content-length", b"date", b"via"),
@@ -27,9 +28,14 @@ _MOST: Final = 32
 
 
 def nominated(headers: Iterable[tuple[bytes, bytes]]) -> Nominated | None:
-    """Return by which request fields a response varies; None: by something that no cache can see (`*`)."""
+    """Return by which request fields a response varies; None: by something that this cache cannot see (`*`).
+
+    So are what is no name of a field, and fields that only the proxy behind the cache writes.
+    """
     names = sorted(set(members(headers, b"vary")))
-    return None if b"*" in names or len(names) > _MOST else tuple(names)
+    if len(names) > _MOST or not all(name not in _UNSEEN and is_token(name) for name in names):
+        return None
+    return tuple(names)
 
 
 def selecting(headers: Iterable[tuple[bytes, bytes]], names: Nominated) -> tuple[tuple[bytes, bytes | None], ...]:

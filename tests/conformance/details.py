@@ -579,6 +579,8 @@ WIRES: Final = [
 ]
 
 VARIANTS: Final = [
+    twice("9111 §4.1", "what is no name", ORIGIN, FRESH, ("vary", "foo bar"), request=[("foo", "1")]),
+    twice("9111 §4.1", "what the proxy writes for each client", ORIGIN, FRESH, ("vary", "X-Forwarded-For")),
     twice("9111 §4.1", "an empty Vary", STORED, FRESH, ("vary", ""), request=[("foo", "1")], again=[("foo", "2")]),
     twice(
         "9111 §4.1", "empty members", ORIGIN, FRESH, ("vary", ", foo ,"), request=[("foo", "1")], again=[("foo", "2")]
@@ -1438,6 +1440,48 @@ PIECES: Final = [
             Ask(ORIGIN, [("range", "bytes=0-4")], reply=part(0, 4), status=206),
             Ask(ORIGIN, [("range", "bytes=0-4")], after=STALE_AFTER, status=206, content=b"01234"),
         ],
+    ),
+    *(
+        Case(
+            "9111 §3.4",
+            f"parts grow together: {how}",
+            [
+                *(Ask(ORIGIN, [("range", f"bytes={a}-{b}")], reply=part(a, b), status=206) for a, b in asked),
+                Ask(STORED, [("range", f"bytes={low}-{high}")], status=206, content=DIGITS[low : high + 1]),
+            ],
+        )
+        for how, asked, low, high in (
+            ("one after the other", [(2, 4), (5, 7)], 2, 7),
+            ("one before the other", [(5, 7), (2, 4)], 2, 7),
+            ("one over the other", [(2, 5), (4, 7)], 2, 7),
+            ("one around the other", [(4, 5), (2, 7)], 2, 7),
+            ("three of them", [(2, 4), (7, 8), (5, 9)], 5, 9),
+        )
+    ),
+    Case(
+        "9111 §3.4",
+        "and are whole when nothing is missing",
+        [
+            Ask(ORIGIN, [("range", "bytes=5-9")], reply=part(5, 9), status=206),
+            Ask(ORIGIN, [("range", "bytes=0-5")], reply=part(0, 5), status=206, content=b"012345"),
+            Ask(STORED, status=200, content=DIGITS, has={"content-length": "10", "content-range": None}),
+        ],
+    ),
+    *(
+        Case(
+            "9111 §3.4",
+            f"not where {why}",
+            [
+                Ask(ORIGIN, [("range", "bytes=5-9")], reply=part(5, 9, etag), status=206),
+                Ask(ORIGIN, [("range", "bytes=0-4")], reply=other, status=206),
+                Ask(ORIGIN, reply=Reply(200, [FRESH], DIGITS), status=200),
+            ],
+        )
+        for why, etag, other in (
+            ("the tag is another", '"one"', part(0, 4, '"two"')),
+            ("the tag is weak", 'W/"one"', part(0, 4, 'W/"one"')),
+            ("the whole is of another size", '"one"', part(0, 4, size=11)),
+        )
     ),
     Case(
         "9111 §3.3",
