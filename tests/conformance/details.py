@@ -357,6 +357,25 @@ FIELDS: Final = [
         ("x-a", "1"),
         has={"x-a": None},
     ),
+    *(
+        twice("9111 §5.2.2.7", f"private with a name and without: {value}", ORIGIN, cc(value), ("x-a", "1"))
+        for value in ('max-age=60, private="x-a", private', 'max-age=60, private, private="x-a"')
+    ),
+    *(
+        twice("9111 §5.2.2.4", f"no-cache with a name and without: {value}", ORIGIN, cc(value), ("x-a", "1"))
+        for value in ('max-age=60, no-cache="x-a", no-cache', 'max-age=60, no-cache, no-cache="x-a"')
+    ),
+    twice(
+        "9111 §5.2.2.7",
+        "private twice, each with a name",
+        STORED,
+        cc('max-age=60, private="x-a"'),
+        cc('private="x-b"'),
+        ("x-a", "1"),
+        ("x-b", "2"),
+        ("x-c", "3"),
+        has={"x-a": None, "x-b": None, "x-c": "3"},
+    ),
     twice(
         "9111 §5.2.2.7",
         "a private Set-Cookie",
@@ -868,9 +887,18 @@ CONDITIONS: Final = [
                     "cache-control": "max-age=3600",
                     "content-type": None,
                     "content-length": None,
+                    "last-modified": None,
                     "age": "5",
                 },
             ),
+        ],
+    ),
+    Case(
+        "9110 §15.4.5",
+        "a 304 of what has no entity tag tells its date",
+        [
+            Ask(ORIGIN, reply=Reply(200, [FRESH, CHANGED])),
+            Ask(STORED, [("if-modified-since", CHANGED[1])], status=304, has={"last-modified": CHANGED[1]}),
         ],
     ),
     Case(
