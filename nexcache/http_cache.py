@@ -307,7 +307,7 @@ class HttpCache:
             flight = self._variants.flight(place, selected)
             under_way = self._leading.get(flight.name)
             shares = self._shares(visit) and waits < _WAITS
-            if under_way is not None and self._waits(visit, under_way, shares=shares):
+            if under_way is not None and waits < _WAITS and self._waits(visit, under_way, shares=shares):
                 await asyncio.wait((under_way.ended,), timeout=_LONGEST_WAIT)
             elif visit.asked.only_if_cached:  # §5.2.1.7
                 await self._not_cached(visit)
