@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final, Generic, TypeVar
 
 from nexcache.entries import Found, Missing
-from nexcache.fill import Fill, Outcome
-from nexcache.fill_lease import Captured
+from nexcache.fill import Complete, Fill, Outcome, Unstorable
+from nexcache.fill_lease import Captured, End
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import CacheKey
 from nexcache.stores.memory import Bounded, tenant_of
+from nexcache.telemetry.names import NotStoredReason
 
 Result = TypeVar("Result")
 _REMEMBERED: Final = 5.0
@@ -161,3 +162,15 @@ class Flights:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def end_of(outcome: Outcome, not_stored: NotStoredReason | None) -> End:
+    """Say to other nodes what became of a fill."""
+    match outcome:
+        case Complete():
+            alone = (NotStoredReason.BACKEND, NotStoredReason.ADMISSION)
+            return End.LOST if not_stored in alone else End.OVER
+        case Unstorable():
+            return End.ALONE
+        case _:
+            return End.FAILED

@@ -13,8 +13,11 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from nexcache.collapse import end_of
+from nexcache.entries import Missing
 from nexcache.errors import OriginFailed, OverQuota
 from nexcache.fill import Failed, Fill, Outcome, Unstorable
+from nexcache.fill_lease import End
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import BYPASSING, KEYED, LONGEST_REQUEST, CacheKey
@@ -34,6 +37,7 @@ from nexcache.semantics.reuse import current_age
 from nexcache.semantics.sending import outgoing, range_holds
 from nexcache.semantics.stored import Facts, facts
 from nexcache.semantics.storing import Storable
+from nexcache.semantics.vary import nominated
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
@@ -52,6 +56,7 @@ _LONGEST_WAIT: Final = 10.0
 """Seconds for which it waits for one of them."""
 _LONGEST_FILL: Final = 60.0
 """Seconds after which a computation whose client has left is ended."""
+_NEEDED: Final = "what is stored must be validated, and the origin failed"
 _OF_BODIES: Final = (b"content-length", b"transfer-encoding")
 _ROLES: Final = {
     spelling: role
@@ -121,6 +126,19 @@ class Visit:
 
 
 @dataclass(slots=True)
+class _Leading:
+    """A request to the origin that others wait for."""
+
+    ended: asyncio.Future[None]
+    fill: Fill | None = None
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether its client may have the whole answer already."""
+        return self.fill is not None and self.fill.complete is not None
+
+
+@dataclass(slots=True)
 class _Asking:
     """One request to the origin, and what becomes of its answer."""
 
@@ -164,7 +182,7 @@ class HttpCache:
         self._longest = cache.ttl_of(self._policy)
         self._variants = Variants(cache)
         self._placed = lru_cache(maxsize=_REMEMBERED)(self._key)
-        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._leading: dict[bytes, _Leading] = {}
 
     async def __call__(
         self,
@@ -272,29 +290,38 @@ class HttpCache:
         """Answer from what is stored if that may be, else from the origin."""
         place = visit.place
         assert place is not None  # noqa: S101 - for the type checker
-        waits = 0
+        waits, anew = 0, False
         waited_for: str | None = None
         while True:
-            selected = await self._variants.select(place, visit.counts)
+            since = time.monotonic()
+            selected = await self._variants.select(place, visit.counts, anew=anew)
             choice = self._choose(visit, selected)
+            if not anew and self._may_be_elsewhere(visit, selected, choice):
+                anew = True
+                continue
             if isinstance(choice, Use) and isinstance(selected, Selected) and selected.response.status == PARTIAL:
                 selected, choice = self._cut(visit, selected, choice)
             if isinstance(choice, Use) and isinstance(selected, Selected):
                 await self._use(visit, selected, choice, waited_for)
                 return
-            if visit.asked.only_if_cached:  # §5.2.1.7
+            flight = self._variants.flight(place, selected)
+            under_way = self._leading.get(flight.name)
+            shares = self._shares(visit) and waits < _WAITS
+            if under_way is not None and waits < _WAITS and self._waits(visit, under_way, shares=shares):
+                await asyncio.wait((under_way.ended,), timeout=_LONGEST_WAIT)
+            elif visit.asked.only_if_cached:  # §5.2.1.7
                 await self._not_cached(visit)
                 return
-            if not self._shares(visit) or waits >= _WAITS:
-                break
-            name = self._variants.name(place, selected)
-            under_way = self._waiting.get(name)
-            if under_way is None:
-                await self._lead(visit, selected, choice, name)
-                return
-            await asyncio.wait((under_way,), timeout=_LONGEST_WAIT)
+            else:
+                end = await self._lead(visit, selected, choice, flight if shares else None, since=since)
+                if end is None:
+                    return
+                anew = True
+                if end is End.ALONE:
+                    self._cache.flights.remember_alone(place.key)
+                elif end in (End.LOST, End.OVERDUE):
+                    waits = _WAITS
             waits, waited_for = waits + 1, choice.fwd if isinstance(choice, Validate) else waited_for
-        await self._lead(visit, selected, choice, None)
 
     def _choose(self, visit: Visit, selected: Selected | NoneSelected) -> Use | Validate:
         if isinstance(selected, NoneSelected):
@@ -319,6 +346,23 @@ class HttpCache:
             and not visit.asked.no_cache
             and not visit.silent
             and self._cache.flights.waits(place.key)
+        )
+
+    def _waits(self, visit: Visit, under_way: _Leading, *, shares: bool) -> bool:
+        """Whether a request waits for another: to share its answer, or until what its client has seen is stored."""
+        if shares and not visit.asked.only_if_cached:
+            return True
+        return under_way.is_storing and not under_way.ended.done() and not visit.asked.no_cache and not visit.silent
+
+    def _may_be_elsewhere(self, visit: Visit, selected: Selected | NoneSelected, choice: Use | Validate) -> bool:
+        """Whether another node may have brought up to date what this one holds."""
+        return (
+            isinstance(selected, Selected)
+            and isinstance(choice, Validate)
+            and selected.tier is Tier.MEMORY
+            and not self._cache.entries.in_process
+            and not visit.asked.no_cache
+            and not selected.facts.must_validate
         )
 
     # --- from what is stored -------------------------------------------------------------------------------
@@ -384,68 +428,103 @@ class HttpCache:
         )
         if again.place is None:
             return False
-        selected = await self._variants.select(again.place, again.counts)
+        since = time.monotonic()
+        selected = await self._variants.select(again.place, again.counts, anew=True)
         choice = self._choose(again, selected)
         if isinstance(choice, Use) and not choice.refresh:
             return True
+        flight = self._variants.flight(again.place, selected)
         try:
-            await self._lead(again, selected, Validate("stale"), None)
+            end = await self._lead(again, selected, Validate("stale"), flight, since=since)
         except Exception:  # noqa: BLE001 - nobody waits for it, and it is tried again
             return False
-        return again.kept
+        return end is not None or again.kept  # by another node, or by this one
 
     # --- from the origin -----------------------------------------------------------------------------------
 
     async def _lead(
-        self, visit: Visit, selected: Selected | NoneSelected, choice: Use | Validate, name: bytes | None
-    ) -> None:
-        """Ask the origin; those who ask for the same meanwhile wait under `name`."""
+        self,
+        visit: Visit,
+        selected: Selected | NoneSelected,
+        choice: Use | Validate,
+        flight: CacheKey | None,
+        *,
+        since: float = 0.0,
+    ) -> End | None:
+        """Ask the origin; those who ask for the same meanwhile wait for the `flight`, on other nodes, too.
+
+        Returns None; or, where another node was at it, how that has ended: nothing has been answered then.
+        """
         if visit.method == "HEAD":
             await self._head(visit, selected, choice)
-            return
-        mine: asyncio.Future[None] | None = None
-        if name is not None:
-            mine = self._waiting[name] = asyncio.get_running_loop().create_future()
-
-        def release() -> None:
-            if mine is not None and name is not None and self._waiting.get(name) is mine:
-                del self._waiting[name]
-                mine.set_result(None)
-
+            return None
+        mine = _Leading(asyncio.get_running_loop().create_future())
+        name = flight.name if flight is not None else b""
+        if flight is not None:
+            self._leading.setdefault(name, mine)
         fwd = choice.fwd if isinstance(choice, Validate) else "stale"
         stored = selected if isinstance(selected, Selected) else None
-        fill: Fill | None = None
         asking = _Asking(None, stored, self._clock())
+
+        def release(end: End = End.OVER) -> None:
+            if asking.captured is not None and asking.captured.lease is not None:
+                asking.captured.lease.end(end)
+            if not mine.ended.done():
+                mine.ended.set_result(None)
+            if self._leading.get(name) is mine:
+                del self._leading[name]
+
         try:
-            asking.captured = await self._capture(visit, selected)
+            asking.captured = captured = await self._capture(visit, selected, flight, since=since)
+            if captured is not None and captured.elsewhere is not None:
+                end = await self._elsewhere(visit, captured)
+                release()
+                return end
+            if captured is not None and captured.lease is not None:
+                captured.lease.keep(_LONGEST_FILL)
             while True:
-                fill = self._start(visit, asking, selected, release, fwd=fwd)
-                if await self._pass(visit, fill, asking, fwd):
+                mine.fill = self._start(visit, asking, selected, release, fwd=fwd)
+                if await self._pass(visit, mine.fill, asking, fwd):
                     break
                 asking = _Asking(asking.captured, None, self._clock())  # the 304 was not about what is stored
         except BaseException:
-            if fill is not None:
-                fill.detach()
-            if fill is None or asking.held or fill.task.done():
-                release()
+            if mine.fill is not None:
+                mine.fill.detach()
+            if mine.fill is None or asking.held or mine.fill.task.done():
+                release(End.FAILED)
             raise
         release()
+        return None
 
-    async def _capture(self, visit: Visit, selected: Selected | NoneSelected) -> Captured | None:
+    async def _elsewhere(self, visit: Visit, captured: Captured) -> End:
+        """Wait until another node has asked the origin; not where nobody waits for the answer here."""
+        leases = self._cache.leases
+        if leases is None or captured.elsewhere is None or visit.silent:
+            return End.OVER
+        return await leases.ended(captured.elsewhere, since=captured.at, limit=_LONGEST_WAIT)
+
+    async def _capture(
+        self,
+        visit: Visit,
+        selected: Selected | NoneSelected,
+        flight: CacheKey | None = None,
+        *,
+        since: float | None = None,
+    ) -> Captured | None:
         """Capture the generations under which an answer may be stored."""
         if visit.place is None:
             return None
-        tier = selected.missing.tier if isinstance(selected, NoneSelected) else selected.tier
-        if tier is Tier.MEMORY and not self._cache.entries.in_process:
-            tier = Tier.REDIS
-        return await self._variants.capture(visit.place, tier)
+        missing = selected.missing if isinstance(selected, NoneSelected) else Missing(selected.tier, None)
+        if missing.tier is Tier.MEMORY and not self._cache.entries.in_process:
+            missing = Missing(Tier.REDIS, missing.generations)
+        return await self._variants.capture(visit.place, missing, flight, since=since)
 
     def _start(
         self,
         visit: Visit,
         asking: _Asking,
         selected: Selected | NoneSelected,
-        release: Callable[[], None],
+        release: Callable[[End], None],
         *,
         fwd: str,
     ) -> Fill:
@@ -492,8 +571,14 @@ class HttpCache:
         def build(status: int, headers: Headers, body: bytes, cost: float) -> StoredResponse:
             if asking.joins and status == PARTIAL:
                 return self._joined(visit, asking, headers, body)
-            assert asking.keepable is not None  # noqa: S101 - for the type checker
-            return self._stored(visit, status, asking.keepable, body, received=asking.received, cost=cost)
+            keepable = asking.keepable
+            assert keepable is not None  # noqa: S101 - for the type checker
+            if status == PARTIAL and stored is not None:
+                grown = combined(stored.response, keepable.headers, body)
+                if grown is not None and len(grown[2]) <= self._max_body:
+                    status, headers, body = grown
+                    keepable = replace(keepable, headers=headers)
+            return self._stored(visit, status, keepable, body, received=asking.received, cost=cost)
 
         async def keep(response: StoredResponse) -> NotStoredReason | None:
             return await self._keep(visit, asking, selected, response)
@@ -504,9 +589,9 @@ class HttpCache:
             if not asking.held:
                 self._not_stored(visit, outcome.reason)
 
-        def settled(_outcome: Outcome) -> None:
+        def settled(outcome: Outcome) -> None:
             if not asking.held:
-                release()
+                release(end_of(outcome, fill.not_stored))
 
         fill = Fill(
             app=self._app,
@@ -558,9 +643,9 @@ class HttpCache:
         try:
             await fill.join()
         except OriginFailed as error:
-            if begun or asking.stored is None or not asking.stored.facts.never_stale:
+            if begun or not _is_needed(asking.stored):
                 raise
-            raise OriginFailed(504, "what is stored must be validated, and the origin failed") from error  # §5.2.2.2
+            raise OriginFailed(504, _NEEDED) from error
         self._end(visit, Result.MISS)
         return True
 
@@ -569,22 +654,23 @@ class HttpCache:
         stored = asking.stored
         assert stored is not None  # noqa: S101 - for the type checker
         found = combined(stored.response, end_to_end(headers), body)
-        if found is None:
+        if found is None or found[0] != _OK:
             return stored.response
+        _, fields, content = found
         kept = may_keep(
             visit.asked,
             _OK,
-            (*found[0], *(pair for pair in headers if pair[0].lower() == b"age")),
+            (*fields, *(pair for pair in headers if pair[0].lower() == b"age")),
             requested=asking.requested,
             received=asking.received,
             max_body=self._max_body,
         )
         if isinstance(kept, NotStoredReason):
             age = initial_age(headers, requested=asking.requested, received=asking.received)
-            whole = StoredResponse(_OK, found[0], found[1], stored.response.etag, asking.received, 0.0, age)
+            whole = StoredResponse(_OK, fields, content, stored.response.etag, asking.received, 0.0, age)
         else:
             asking.keepable = kept
-            whole = self._stored(visit, _OK, kept, found[1], received=asking.received, cost=0.0)
+            whole = self._stored(visit, _OK, kept, content, received=asking.received, cost=0.0)
         asking.whole = whole
         return whole
 
@@ -652,14 +738,21 @@ class HttpCache:
             return response, facts(old.status, headers, received=received)
         response = self._stored(visit, old.status, kept, old.body, received=received, cost=old.cost)
         if asking.captured is not None:
-            tags = named_by(visit.target, response.headers)
             try:
-                visit.kept = bool(
-                    await self._variants.replace(stored.key, response, asking.captured, visit.counts, tags=tags)
-                )
+                visit.kept = bool(await self._replace(visit, stored, response, asking.captured, kept))
             except OverQuota:
                 self._not_stored(visit, NotStoredReason.QUOTA)
         return response, kept.facts
+
+    async def _replace(
+        self, visit: Visit, stored: Selected, response: StoredResponse, captured: Captured, kept: Keepable
+    ) -> bool | None:
+        tags, place = named_by(visit.target, response.headers), visit.place
+        if place is None or kept.varies == nominated(stored.response.headers):
+            return await self._variants.replace(stored.key, response, captured, visit.counts, tags=tags)
+        return await self._variants.keep(  # §4.1: it has said only now by what it varies
+            place, response, captured, visit.counts, varies=kept.varies, known=stored.known, tags=tags
+        )
 
     def _stands_in(self, visit: Visit, asking: _Asking) -> bool:
         stored = asking.stored
@@ -679,27 +772,36 @@ class HttpCache:
         """Ask the origin for a HEAD; what it says counts for the stored response to a GET, too (§4.3.5)."""
         stored = selected if isinstance(selected, Selected) else None
         asking = _Asking(None, stored, self._clock())
-        begun = False
+        begun, failed = False, 0
 
         async def tell(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, failed
             if message["type"] == "http.response.start":
                 begun = True
                 status: int = message["status"]
                 asking.received = self._clock()
+                if status in ERRORS and self._stands_in(visit, asking):
+                    failed = status
                 headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
                 if status == _OK and stored is not None and stored.response.status == _OK:
                     await self._update_by_head(visit, asking, headers)
                 fwd = choice.fwd if isinstance(choice, Validate) else "stale"
                 message = _told(message, cache_status.forwarded(fwd, status=status))
-            await visit.send(message)
+            if not failed:
+                await visit.send(message)
 
         try:
             await self._app(visit.scope, visit.receive, tell)
-        except Exception:
-            if begun or not self._stands_in(visit, asking):
+        except Exception as error:
+            if begun:
+                raise
+            if isinstance(error, OriginFailed) and _is_needed(stored):
+                raise OriginFailed(504, _NEEDED) from error
+            if not self._stands_in(visit, asking):
                 raise
             await self._stand_in(visit, asking, None)
+        if failed:
+            await self._stand_in(visit, asking, failed)
         self._end(visit, Result.MISS)
 
     async def _update_by_head(self, visit: Visit, asking: _Asking, headers: Headers) -> None:
@@ -855,6 +957,11 @@ class HttpCache:
         if visit.span is not None:
             visit.span.end(answered)
         self._cache.emitter.emit(answered)
+
+
+def _is_needed(stored: Selected | None) -> bool:
+    """Whether only the origin could have allowed the use of what is stored: its failure is a 504 then (§5.2.2.2)."""
+    return stored is not None and stored.facts.never_stale
 
 
 def _unanswerable(asked: Asked) -> Bypass | None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from nexcache.admission import Admission
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route_path
-from nexcache.collapse import Elsewhere
+from nexcache.collapse import Elsewhere, end_of
 from nexcache.compression import compressed
 from nexcache.entries import Found, Missing, Raw
 from nexcache.errors import ConfigurationError, InvalidName, OverQuota
@@ -1076,7 +1076,7 @@ class CacheMiddleware:
             if turn is not None:
                 turn.give_back()
             if lease is not None:
-                lease.end(_end(outcome, fill.not_stored))
+                lease.end(end_of(outcome, fill.not_stored))
 
         fill.on_settled(settled)
         return fill
@@ -1246,18 +1246,6 @@ def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _R
         kept = [*not_modified_headers((name.lower(), value) for name, value in headers), status]
         return {**message, "status": NOT_MODIFIED, "headers": kept}, True
     return {**message, "headers": headers}, False
-
-
-def _end(outcome: Outcome, not_stored: NotStoredReason | None) -> End:
-    """Say to other nodes what became of a fill."""
-    match outcome:
-        case Complete():
-            alone = (NotStoredReason.BACKEND, NotStoredReason.ADMISSION)
-            return End.LOST if not_stored in alone else End.OVER
-        case Unstorable():
-            return End.ALONE
-        case _:
-            return End.FAILED
 
 
 def _span_of(response: StoredResponse) -> str | None:

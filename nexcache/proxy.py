@@ -150,7 +150,8 @@ class Upstream:
         given: Sequence[tuple[bytes, bytes]] = scope["headers"]
         hosts = [value for name, value in given if name == b"host"]
         before = {name: [value for field, value in given if field == name] for name in _NOT_FORWARDED}
-        kept = [(name, value) for name, value in end_to_end(given) if name not in _NOT_FORWARDED]
+        # RFC 9110 §5.5: white space around a value is none of it, and some servers hand it on
+        kept = [(name, value.strip(b" \t")) for name, value in end_to_end(given) if name not in _NOT_FORWARDED]
         if any(name == b"transfer-encoding" for name, _ in given):
             kept.append((b"transfer-encoding", b"chunked"))
         client = scope.get("client")

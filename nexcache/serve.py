@@ -14,8 +14,9 @@ from nexcache.admin.app import AdminApp
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
 from nexcache.cache import NexCache
 from nexcache.errors import ConfigurationError
+from nexcache.ingest.windows import SPANS, TimeWindow
 from nexcache.middleware import CacheMiddleware
-from nexcache.policy import Policy, Query, seconds
+from nexcache.policy import Policy, Query, Shadow, seconds
 from nexcache.proxy import Gateway, Upstream
 from nexcache.tenants import Resolver
 
@@ -92,6 +93,29 @@ class IdentityConfig(_Part):
         return value
 
 
+class WindowConfig(_Part):
+    """`[policy.window]`: the range of span times that an answer covers. The fields are those of `TimeWindow`."""
+
+    start: str
+    end: str
+    step: float | str | None = None
+    of: str = SPANS
+    settled: float | str = "1h"
+    closed_ttl: float | str = "6h"
+    open_ttl: float | str | None = None
+
+
+class ShadowConfig(_Part):
+    """`[policy.shadow]`: how many hits are computed again and compared. The fields are those of `Shadow`."""
+
+    share: float
+    ignore: list[str] = []
+    grace: float | str = "1s"
+    limit: float = 0.01
+    after: int = 20
+    bypass_for: float | str = "5m"
+
+
 class PolicyConfig(_Part):
     """`[[policy]]`: how the answers of one path are cached. The fields are those of `Policy`."""
 
@@ -108,10 +132,22 @@ class PolicyConfig(_Part):
     share_authenticated: bool = False
     compress: bool = False
     version: str = ""
+    stale_while_revalidate: float | str = 0.0
+    stale_if_error: float | str = 0.0
+    early_refresh: bool = True
+    jitter: float = 0.1
+    fill_soft_limit: float | str = "30s"
+    fill_hard_limit: float | str = "60s"
+    window: WindowConfig | None = None
+    shadow: ShadowConfig | None = None
 
     def policy(self) -> Policy:
         """Make the policy; raises ConfigurationError."""
-        given: dict[str, Any] = self.model_dump(exclude={"query_allow", "query_ignore", "path"})
+        given: dict[str, Any] = self.model_dump(exclude={"query_allow", "query_ignore", "path", "window", "shadow"})
+        if self.window is not None:
+            given["window"] = TimeWindow(**self.window.model_dump())
+        if self.shadow is not None:
+            given["shadow"] = Shadow(**self.shadow.model_dump())
         if self.query_allow is not None or self.query_ignore is not None:
             given["query"] = Query(allow=self.query_allow, ignore=self.query_ignore or ())
         return Policy(self.path, **given)

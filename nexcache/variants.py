@@ -15,12 +15,14 @@ from typing import Final, Protocol
 from nexcache.asgi import Headers
 from nexcache.collapse import Flights
 from nexcache.entries import Entries, Found, Missing
+from nexcache.fill_lease import FillLeases, Lease
 from nexcache.invalidation.generations import Snapshot
 from nexcache.key import LONGEST_REQUEST, CacheKey, KeySpace
 from nexcache.message import StoredResponse
 from nexcache.semantics.headers import first
 from nexcache.semantics.stored import Facts, facts
-from nexcache.semantics.vary import Nominated, selecting
+from nexcache.semantics.vary import Nominated, resembling, selecting
+from nexcache.stores.base import LeaseOffer
 from nexcache.stores.memory import Bounded
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.names import Tier
@@ -51,6 +53,10 @@ class Parts(Protocol):
     @property
     def flights(self) -> Flights:
         """The computations under way."""
+
+    @property
+    def leases(self) -> FillLeases | None:
+        """The leases of fills; None where there are no other nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,12 @@ class Captured:
     generations: tuple[bytes, ...]
     """Their keys."""
     snapshot: Snapshot
+    lease: Lease | None = None
+    """This node's: others wait for it."""
+    elsewhere: bytes | None = None
+    """The name of the lease that another node holds."""
+    at: float = 0.0
+    """When it was asked for (`time.monotonic`)."""
 
     def of(self, key: CacheKey) -> CacheKey:
         """Return a key of the same URI that depends on just these."""
@@ -119,18 +131,30 @@ class Variants:
             request = place.key.request + b"".join(b"%d:%b" % (len(part), part) for part in parts)
         return self._parts.keys.key(place.key.tenant, place.key.operation, request, place.tags)
 
-    def name(self, place: Place, selected: Selected | NoneSelected) -> bytes:
-        """Return what requests have in common that wait for the same response, as far as is known."""
-        if isinstance(selected, Selected):
-            return selected.key.name
-        return self.key(place, selected.known[0]).name if selected.known else place.key.name
+    def flight(self, place: Place, selected: Selected | NoneSelected) -> CacheKey:
+        """Return what requests have in common that wait for the same response: nobody waits for another variant.
 
-    async def select(self, place: Place, counts: OperationCounts) -> Selected | NoneSelected:
-        """Find the response that a request selects: of several the latest (§4.1)."""
+        Where nobody knows by what the responses of a URI vary, they have all in common that could matter.
+        """
+        if isinstance(selected, Selected):
+            return selected.key
+        known = selected.known or self._guesses.get(place.key.name)
+        if known == ():
+            return place.key
+        named = (self.key(place, names).name for names in known or ())
+        alike = b"".join(named) if known else resembling(place.headers)
+        request = place.key.request + b"%d:%b" % (len(alike), alike)
+        return self._parts.keys.key(place.key.tenant, place.key.operation, request, place.tags)
+
+    async def select(self, place: Place, counts: OperationCounts, *, anew: bool = False) -> Selected | NoneSelected:
+        """Find the response that a request selects: of several the latest (§4.1).
+
+        `anew`: the store is asked, whatever this process holds.
+        """
         deadline = asyncio.get_running_loop().time() + self._parts.store_budget
         guessed = self._guesses.get(place.key.name) or ()
         keys = (place.key, *(self.key(place, names) for names in guessed))
-        post, *others = await self._look_all(keys, counts, deadline)
+        post, *others = await self._look_all(keys, counts, deadline, anew=anew)
         if isinstance(post, Missing):
             return NoneSelected(post)
         known = _names(post.prepared.response)
@@ -141,7 +165,7 @@ class Variants:
         if unseen:
             self._remember(place, known)
             keys = tuple(self.key(place, names) for names in unseen)
-            looked |= zip(unseen, await self._look_all(keys, counts, deadline), strict=True)
+            looked |= zip(unseen, await self._look_all(keys, counts, deadline, anew=anew), strict=True)
         found = [
             _selected(self.key(place, names), hit, known)
             for names, hit in looked.items()
@@ -166,7 +190,9 @@ class Variants:
         """Store a response; `known` is what the signpost said. Returns what `Entries.keep` does."""
         entries = self._parts.entries
         if not varies and not known:
-            return await self.replace(place.key, response, captured, counts, tags=tags)
+            kept = await self.replace(place.key, response, captured, counts, tags=tags)
+            self._remember(place, ())
+            return kept
         key = self.key(place, varies)
         if len(key.request) > LONGEST_REQUEST:
             return None
@@ -191,30 +217,42 @@ class Variants:
         named = entries.named(key, tags)
         return None if named is None else await entries.keep(key, captured.snapshot, response, counts, named)
 
-    async def capture(self, place: Place, tier: Tier) -> Captured:
-        """Capture the generations under which a response may be stored."""
-        entries = self._parts.entries
+    async def capture(
+        self, place: Place, missing: Missing, flight: CacheKey | None = None, *, since: float | None = None
+    ) -> Captured:
+        """Capture the generations under which a response may be stored.
+
+        With the lease of `flight`, if it is free and has not ended after `since` (`time.monotonic`).
+        """
+        entries, leases = self._parts.entries, self._parts.leases
         deadline = asyncio.get_running_loop().time() + self._parts.store_budget
         key = entries.known(place.key)
-        if tier is Tier.REDIS:
+        if missing.tier is Tier.REDIS:
             key = await entries.recalled(key, deadline=deadline)
-        return Captured(key.generations, await entries.capture(key, Missing(tier, None), deadline=deadline))
+
+        async def capture(lease: LeaseOffer | None = None) -> Snapshot:
+            return await entries.capture(key, Missing(missing.tier, None), deadline=deadline, lease=lease)
+
+        if leases is None or flight is None or missing.tier is not Tier.REDIS:
+            return Captured(key.generations, await capture())
+        leased = await leases.capture(flight, missing.generations, capture, deadline=deadline, since=since)
+        return Captured(key.generations, leased.snapshot, leased.lease, leased.elsewhere, leased.at)
 
     def _remember(self, place: Place, known: tuple[Nominated, ...]) -> None:
         self._guesses.put(place.key.name, known, size=64 * len(known), lifetime=_GUESSED_FOR)
 
     async def _look_all(
-        self, keys: Sequence[CacheKey], counts: OperationCounts, deadline: float
+        self, keys: Sequence[CacheKey], counts: OperationCounts, deadline: float, *, anew: bool
     ) -> list[Found | Missing]:
         """Look for entries, for all of them in one round trip."""
         if len(keys) == 1 or self._parts.entries.in_process:
-            return [await self._look(key, counts, deadline) for key in keys]
-        return await asyncio.gather(*(self._look(key, counts, deadline) for key in keys))
+            return [await self._look(key, counts, deadline, anew=anew) for key in keys]
+        return await asyncio.gather(*(self._look(key, counts, deadline, anew=anew) for key in keys))
 
-    async def _look(self, key: CacheKey, counts: OperationCounts, deadline: float) -> Found | Missing:
+    async def _look(self, key: CacheKey, counts: OperationCounts, deadline: float, *, anew: bool) -> Found | Missing:
         entries, flights = self._parts.entries, self._parts.flights
         key = entries.known(key)
-        here = entries.lookup_here(key)
+        here = None if anew and not entries.in_process else entries.lookup_here(key)
         if isinstance(here, Found) or (isinstance(here, Missing) and entries.in_process):
             return here
         return await flights.lookups.run(

@@ -4,6 +4,7 @@ What one exchange after another must give is in tests/conformance.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -195,6 +196,39 @@ async def test_requests_for_two_variants_do_not_wait_for_each_other_once_it_is_k
     assert answers[2].cache == "NexCache; fwd=vary-miss; collapsed"
 
 
+async def test_of_what_nobody_knows_only_requests_that_are_alike_wait_for_each_other(bench: Bench) -> None:
+    """None is ever held up for another variant, whatever the responses turn out to vary by."""
+    bench.service.headers.append((b"vary", b"x-view"))
+    bench.service.gate.clear()
+    asking = [
+        asyncio.create_task(bench.ask(headers=[(b"x-view", view), (b"traceparent", trace)]))
+        for view, trace in ((b"map", b"1"), (b"list", b"2"), (b"map", b"3"))
+    ]
+    await until(lambda: bench.service.calls == 2)  # both are under way
+    bench.service.gate.set()
+    one, other, alike = await asyncio.gather(*asking)
+    assert one.body == alike.body != other.body
+    assert alike.cache == "NexCache; fwd=uri-miss; collapsed"
+    assert bench.service.calls == 2
+
+
+@pytest.mark.parametrize(("vary", "calls"), [(b"", 2), (b"x-view", 3)])
+async def test_by_what_responses_vary_is_remembered_beyond_an_invalidation(
+    bench: Bench, vary: bytes, calls: int
+) -> None:
+    bench.service.headers.append((b"vary", vary))
+    await bench.ask()
+    await bench.cache.invalidate("acme", "http")
+    bench.service.gate.clear()
+    asking = [
+        asyncio.create_task(bench.ask(headers=[(b"x-view", view), (b"x-other", view)])) for view in (b"map", b"list")
+    ]
+    await until(lambda: bench.service.calls == calls)
+    bench.service.gate.set()
+    await asyncio.gather(*asking)
+    assert bench.service.calls == calls
+
+
 @pytest.mark.parametrize("value", [b"no-store", b"private", b"max-age=0"])
 async def test_who_waits_for_what_cannot_be_shared_goes_on_alone(bench: Bench, value: bytes) -> None:
     bench.service.headers = [(b"cache-control", value)]
@@ -255,6 +289,39 @@ async def test_a_fast_client_finds_the_entry_through_a_server(
         assert (await connection.answer()).body == b"answer 1"  # the app has not said yet that this is all
         assert (await client.get("/")).hit
         bench.service.late.set()
+    assert bench.service.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        pytest.param("GET", [], 200, id="GET"),
+        pytest.param("HEAD", [], 200, id="HEAD"),
+        pytest.param("GET", [(b"range", b"bytes=0-0")], 206, id="a range"),
+        pytest.param("GET", [(b"cache-control", b"only-if-cached")], 200, id="only-if-cached"),
+    ],
+)
+async def test_who_has_all_bytes_finds_the_entry_however_long_storing_takes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, headers: list[tuple[bytes, bytes]], status: int
+) -> None:
+    http = bench.app._http
+    assert isinstance(http, HttpCache)
+    stored, keep = asyncio.Event(), http._variants.keep
+
+    async def slow(*args: object, **options: object) -> bool | None:
+        await stored.wait()
+        return await keep(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(http._variants, "keep", slow)
+    first = Exchange(bench.app)
+    running = asyncio.create_task(first.run())
+    await first.sent(2)
+    assert first.answer.body == b"answer 1"
+    again = asyncio.create_task(bench.ask(method=method, headers=headers))
+    await asyncio.sleep(0.01)
+    stored.set()
+    assert (await again).status == status
+    await running
     assert bench.service.calls == 1
 
 
@@ -433,6 +500,69 @@ async def test_a_write_to_one_node_ends_what_the_other_has(nodes: tuple[Bench, B
     async with asyncio.timeout(5):  # a lease at most
         while (await two.ask()).hit:  # noqa: ASYNC110 - the other node's memory can only be asked
             await asyncio.sleep(0.01)
+
+
+async def test_requests_to_several_nodes_are_one_request_to_the_origin(nodes: tuple[Bench, Bench]) -> None:
+    one, two = nodes
+    one.service.gate.clear()
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.service.calls == 1)
+    waiting = [asyncio.create_task(two.ask()) for _ in range(5)]
+    await asyncio.sleep(0.02)
+    one.service.gate.set()
+    assert {answer.body for answer in await asyncio.gather(leading, *waiting)} == {b"answer 1"}
+    assert {answer.result().cache for answer in waiting} == {"NexCache; fwd=uri-miss; collapsed"}
+    assert one.service.calls == 1
+
+
+async def test_no_node_waits_for_what_another_cannot_share(nodes: tuple[Bench, Bench]) -> None:
+    one, two = nodes
+    one.service.headers = [(b"cache-control", b"no-store")]
+    one.service.gate.clear()
+    leading = asyncio.create_task(one.ask())
+    await until(lambda: one.service.calls == 1)
+    waiting = [asyncio.create_task(two.ask()) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    one.service.gate.set()
+    assert len({answer.body for answer in await asyncio.gather(leading, *waiting)}) == 4
+
+
+async def test_what_one_node_has_validated_no_other_validates_again(nodes: tuple[Bench, Bench]) -> None:
+    one, two = nodes
+    one.now = two.now = time.time()  # what is older than a day is held in no node's memory
+    one.service.headers.append((b"etag", b'"one"'))
+    await one.ask()
+    held = two.cache.counts.of("acme", "http")
+    async with asyncio.timeout(5):
+        while not held.memory_hits:
+            assert (await two.ask()).hit
+    one.now += 70
+    two.now += 70
+    one.service.status = 304
+    assert (await one.ask()).cache == "NexCache; fwd=stale; fwd-status=304"
+    assert (await two.ask()).cache == "NexCache; hit; ttl=60; detail=max-age"
+    assert one.service.calls == 2
+
+
+async def test_a_stale_response_is_refreshed_once_for_all_nodes(nodes: tuple[Bench, Bench]) -> None:
+    one, two = nodes
+    one.service.headers = [(b"cache-control", b"max-age=60, stale-while-revalidate=600"), (b"etag", b'"one"')]
+    await one.ask()
+    assert (await two.ask()).hit
+    one.now += 70
+    two.now += 70
+    one.service.gate.clear()
+    for node in (one, two, one, two):
+        assert (await node.ask()).body == b"answer 1"
+    await until(lambda: one.service.calls == 2)
+    await until(lambda: two.cache.refreshes.running == 0)
+    one.service.gate.set()
+    await until(lambda: one.cache.refreshes.running == 0)
+    assert one.service.calls == 2
+    async with asyncio.timeout(5):
+        while (await two.ask()).body == b"answer 1":  # its own; whoever is sent it has the store looked at
+            await until(lambda: two.cache.refreshes.running == 0)
+    assert one.service.calls == 2
 
 
 async def test_a_304_of_the_app_that_tells_a_length_passes_without_it(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-from nexcache import ConfigurationError, NexCache, Settings
+from nexcache import ConfigurationError, NexCache, Policy, Settings, TimeWindow
 from nexcache.cli import app as cli
-from nexcache.serve import ServeConfig, build_app
+from nexcache.policy import Shadow
+from nexcache.serve import PolicyConfig, ServeConfig, build_app
 from nexcache.tenants import ApiKey
 from tests.servers import Valkey
 
@@ -67,6 +69,46 @@ def test_the_file_says_everything(tmp_path: Path) -> None:
     assert (config.listen.port, config.listen.workers) == (8090, 2)
     assert config.policy[0].policy().op == "tempo_search"
     assert callable(build_app(config, NexCache(Settings(redis_url=None))))
+
+
+def test_whatever_a_policy_says_in_code_it_can_say_in_the_file() -> None:
+    said: dict[str, Any] = {
+        "path": "/spans",
+        "op": "spans",
+        "ttl": "1m",
+        "methods": ["GET", "POST"],
+        "statuses": [200, 404],
+        "vary": ["accept"],
+        "query_allow": ["q", "from", "to"],
+        "tags": ["a"],
+        "max_body": "1KiB",
+        "version": "2",
+        "share_authenticated": True,
+        "compress": True,
+        "stale_while_revalidate": "5s",
+        "stale_if_error": "1h",
+        "early_refresh": False,
+        "jitter": 0.2,
+        "fill_soft_limit": "1s",
+        "fill_hard_limit": 2,
+        "window": {
+            "start": "from",
+            "end": "to",
+            "step": "1m",
+            "of": "t",
+            "settled": "2h",
+            "closed_ttl": "3h",
+            "open_ttl": "4s",
+        },
+        "shadow": {"share": 0.01, "ignore": ["at"], "grace": "2s", "limit": 0.1, "after": 10, "bypass_for": "1m"},
+    }
+    made = PolicyConfig.model_validate(said).policy()
+    plain = PolicyConfig.model_validate({"path": "/spans", "op": "spans"}).policy()
+    same = [each.name for each in fields(Policy) if each.init and getattr(made, each.name) == getattr(plain, each.name)]
+    assert same == ["path", "op"]
+    for part, of in (("window", TimeWindow), ("shadow", Shadow)):
+        assert set(said[part]) == {each.name for each in fields(of) if each.init}
+    assert (made.window, made.shadow) == (TimeWindow(**said["window"]), Shadow(**said["shadow"]))
 
 
 def test_the_command_line_counts_more_than_the_file(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def directives(headers: Iterable[tuple[bytes, bytes]], field: bytes = b"cache-co
     """Parse every Cache-Control field of a message into lower-cased names and their arguments.
 
     A directive that appears with and without an argument counts as the one without, which is the more
-    restrictive reading of `private` and `no-cache`. Never raises. A field too long to be meant seriously forbids all.
+    restrictive reading of `private` and `no-cache`; the arguments of one that appears twice are one list. Never
+    raises. A field too long to be meant seriously forbids all.
     """
     found: dict[bytes, bytes | None] = {}
     for value in values(headers, field):
@@ -29,9 +30,11 @@ def directives(headers: Iterable[tuple[bytes, bytes]], field: bytes = b"cache-co
         for match in _DIRECTIVE.finditer(value):
             name, argument = match.group(1).lower(), match.group(2)
             argument = argument.strip(b'" \t') if argument is not None else None
-            if name in found and (found[name] is None or argument is None):
-                argument = None
-            found[name] = argument
+            before = found.get(name, b"")
+            if before is None or argument is None:
+                found[name] = None
+            else:
+                found[name] = before + b"," + argument if before else argument
     return MappingProxyType(found)
 
 
@@ -49,7 +52,7 @@ MALFORMED: Final = Malformed.ARGUMENT
 Seconds: TypeAlias = int | Malformed | None
 """A number of seconds; None where the directive is not there, `MALFORMED` where its value cannot be relied on."""
 
-_QUOTED_OR_NOT: Final = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^",])+|"', re.DOTALL)
+_QUOTED_OR_NOT: Final = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^,])+', re.DOTALL)
 _PAIR: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"(\d+)"|(\d+)))?')
 
 

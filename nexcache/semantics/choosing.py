@@ -45,7 +45,7 @@ def choose(stored: Facts, age: int, asked: Asked) -> Choice:
         return Validate("stale")
     if 0 < asked.max_stale >= -ttl:  # §5.2.1.2
         return Use(ttl)
-    if 0 < stored.stale_while_revalidate >= -ttl:
+    if asked.max_age is None and 0 < stored.stale_while_revalidate >= -ttl:  # §5.2.1.1: who names an age wants it fresh
         return Use(ttl, refresh=True)
     return Validate("stale")
 

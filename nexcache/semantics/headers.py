@@ -56,6 +56,11 @@ def members(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> Iterator[byt
                 yield trimmed
 
 
+def is_token(name: bytes) -> bool:
+    """Whether this can be the name of a field (RFC 9110 §5.6.2)."""
+    return _NAME.fullmatch(name) is not None
+
+
 def is_sendable(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether every name is a token and no value holds a control character (RFC 9110 §5.1, §5.5).
 

@@ -21,6 +21,8 @@ UNDERSTOOD: Final = frozenset(
 """Final statuses whose requirements on caches are known and kept (§3, §5.2.2.3)."""
 _FINAL: Final = range(200, 600)
 _NOT_MODIFIED: Final = 304
+_UNSATISFIABLE: Final = 416
+"""It answers the range that was asked for, and nobody who asks for another or for none."""
 _ADDED: Final = 1
 """Fields that a stored response gets if it has not got them: `content-length`."""
 RETAINED: Final = 86_400.0
@@ -60,7 +62,7 @@ def may_keep(
     """
     headers = tuple((name.lower(), value) for name, value in headers)
     control = directives(effective(headers))
-    if status == PARTIAL and whole:  # §3.3
+    if (status == PARTIAL and whole) or (status == _UNSATISFIABLE and not whole):  # §3.3; RFC 9110 §15.5.17
         return NotStoredReason.PARTIAL
     reason = _forbidden(asked, status, control, effective(headers))
     if reason is not None:

@@ -12,6 +12,7 @@ from nexcache.semantics.headers import first, values
 from nexcache.semantics.ranges import Unsatisfiable, ranges
 
 PARTIAL: Final = 206
+_OK: Final = 200
 _CONTENT_RANGE: Final = re.compile(rb"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
 
 
@@ -66,18 +67,26 @@ def missing_part(response: StoredResponse) -> bytes | None:
     return b"bytes=%d-" % (place[1] + 1) if place[1] + 1 < place[2] else None
 
 
-def combined(response: StoredResponse, headers: Headers, body: bytes) -> tuple[Headers, bytes] | None:
-    """Join a stored part and the part that follows it; None where they do not belong together (§3.4)."""
-    place, following = content_range(response.headers), content_range(headers)
+def combined(response: StoredResponse, headers: Headers, body: bytes) -> tuple[int, Headers, bytes] | None:
+    """Join a stored part and another that touches it; None where they do not belong together (§3.4).
+
+    Returns what a response with both has: its status (200 when nothing is missing), its fields and its body.
+    """
+    place, other = content_range(response.headers), content_range(headers)
     etag = _strong(response.headers)
-    if place is None or following is None or etag is None or first(headers, b"etag") != etag:
+    if place is None or other is None or etag is None or first(headers, b"etag") != etag:
         return None
-    if following != (place[1] + 1, place[2] - 1, place[2]) or not is_whole_part(headers, body):
+    (begin, end, size), (low, high, of) = place, other
+    if size != of or low > end + 1 or begin > high + 1 or not is_whole_part(headers, body):
         return None
-    whole = response.body + body
+    before, after = response.body[: max(0, low - begin)], response.body[max(0, high + 1 - begin) :]
+    begin, joined = min(begin, low), before + body + after
     dropped = (b"content-range", b"content-length")
     kept = tuple(pair for pair in updated(response.headers, headers) if pair[0] not in dropped)
-    return (*kept, (b"content-length", b"%d" % len(whole))), whole
+    kept = (*kept, (b"content-length", b"%d" % len(joined)))
+    if len(joined) == size:
+        return _OK, kept, joined
+    return PARTIAL, (*kept, (b"content-range", b"bytes %d-%d/%d" % (begin, begin + len(joined) - 1, size))), joined
 
 
 def _strong(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

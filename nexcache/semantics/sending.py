@@ -44,9 +44,7 @@ def outgoing(response: StoredResponse, stored: Facts, asked: Asked, *, method: s
 def is_not_modified(headers: Iterable[tuple[bytes, bytes]], stored: Facts, asked: Asked, *, now: float) -> bool:
     """Whether the client has what is stored already (RFC 9111 §4.3.2)."""
     if asked.if_none_match is not None:  # it takes precedence (RFC 9110 §13.1.3)
-        etag = stored.etag if stored.etag is not None else b""
-        # a tag without quotes is malformed, and still the same
-        return none_match(asked.if_none_match, etag) or asked.if_none_match.strip() == etag != b""
+        return none_match(asked.if_none_match, stored.etag or b"")
     if asked.if_modified_since is None:
         return False
     since = http_date(asked.if_modified_since, now=now)

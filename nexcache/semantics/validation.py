@@ -24,7 +24,7 @@ def entity_tag(body: bytes, content_type: bytes | None = None) -> bytes:
 
 def none_match(if_none_match: bytes, etag: bytes) -> bool:
     """Whether `If-None-Match` names this entity tag, by weak comparison (RFC 9110 §13.1.2)."""
-    if if_none_match.strip() == b"*":
+    if if_none_match.strip() in (b"*", etag or b"*"):  # a tag without quotes is malformed, and still the same
         return True
     opaque = etag[2:] if etag.startswith(b"W/") else etag
     position = 0

@@ -1296,7 +1296,8 @@ RANGING: Final = [
 ]
 
 
-def _part(begin: int, end: int, etag: str = '"one"', size: int = 10) -> Reply:
+def part(begin: int, end: int, etag: str = '"one"', size: int = 10) -> Reply:
+    """A part of ten digits as an origin sends it."""
     fields = [FRESH, ("etag", etag), ("content-range", f"bytes {begin}-{end}/{size}")]
     return Reply(206, fields, b"0123456789"[begin : end + 1])
 
@@ -1306,7 +1307,7 @@ PARTS: Final = [
         "9111 §3.3",
         "a stored part answers what is within it",
         [
-            Ask("origin", [("range", "bytes=2-6")], reply=_part(2, 6), status=206),
+            Ask("origin", [("range", "bytes=2-6")], reply=part(2, 6), status=206),
             Ask(
                 "stored", [("range", "bytes=2-6")], status=206, content=b"23456", has={"content-range": "bytes 2-6/10"}
             ),
@@ -1317,7 +1318,7 @@ PARTS: Final = [
                 content=b"34",
                 has={"content-range": "bytes 3-4/10", "content-length": "2"},
             ),
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206, content=b"01234"),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206, content=b"01234"),
             Ask("stored", [("range", "bytes=0-0")], status=206, content=b"0"),
         ],
     ),
@@ -1325,7 +1326,7 @@ PARTS: Final = [
         "9111 §3.3",
         "a part answers no request for the whole",
         [
-            Ask("origin", [("range", "bytes=2-6")], reply=_part(2, 6), status=206),
+            Ask("origin", [("range", "bytes=2-6")], reply=part(2, 6), status=206),
             Ask("origin", reply=Reply(200, [FRESH, ETAG], b"0123456789"), sends={"range": None}, status=200),
             Ask("stored", content=b"0123456789"),
         ],
@@ -1334,20 +1335,20 @@ PARTS: Final = [
         "9111 §3.3",
         "a suffix within what is stored",
         [
-            Ask("origin", [("range", "bytes=-5")], reply=_part(5, 9), status=206),
+            Ask("origin", [("range", "bytes=-5")], reply=part(5, 9), status=206),
             Ask("stored", [("range", "bytes=-2")], status=206, content=b"89"),
             Ask("stored", [("range", "bytes=7-")], status=206, content=b"789"),
-            Ask("origin", [("range", "bytes=-6")], reply=_part(4, 9), status=206),
+            Ask("origin", [("range", "bytes=-6")], reply=part(4, 9), status=206),
         ],
     ),
     Case(
         "9111 §3.4",
         "a part becomes whole",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
             Ask(
                 "origin",
-                reply=_part(5, 9),
+                reply=part(5, 9),
                 sends={"range": "bytes=5-", "if-range": '"one"'},
                 status=200,
                 content=b"0123456789",
@@ -1360,15 +1361,15 @@ PARTS: Final = [
         "9111 §3.4",
         "not where the other part is of another representation",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
-            Ask("any", reply=_part(5, 9, '"two"'), sends={"range": None}),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
+            Ask("any", reply=part(5, 9, '"two"'), sends={"range": None}),
         ],
     ),
     Case(
         "9111 §3.4",
         "not by a weak tag",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4, 'W/"one"'), status=206),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4, 'W/"one"'), status=206),
             Ask(
                 "origin",
                 reply=Reply(200, [FRESH], b"0123456789"),
@@ -1382,7 +1383,7 @@ PARTS: Final = [
         "9111 §3.4",
         "where the origin sends the whole instead",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
             Ask("origin", reply=Reply(200, [FRESH], b"new"), status=200, content=b"new"),
             Ask("stored", content=b"new"),
         ],
@@ -1412,7 +1413,7 @@ PARTS: Final = [
         "9111 §3.3",
         "several ranges of a part go to the origin",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
             Ask("origin", [("range", "bytes=0-0, 2-2")], reply=Reply(200, [FRESH], b"0123456789")),
         ],
     ),
@@ -1420,7 +1421,7 @@ PARTS: Final = [
         "9111 §3.3",
         "what lies beyond the whole goes to the origin",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
             Ask("origin", [("range", "bytes=10-")], reply=Reply(416, [("content-range", "bytes */10")]), status=416),
         ],
     ),
@@ -1428,15 +1429,15 @@ PARTS: Final = [
         "9111 §3.4",
         "not where a part is missing between",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
-            Ask("any", reply=_part(6, 9), sends={"range": None}),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
+            Ask("any", reply=part(6, 9), sends={"range": None}),
         ],
     ),
     Case(
         "9111 §3.4",
         "not where the other part has not as many bytes as it says",
         [
-            Ask("origin", [("range", "bytes=0-4")], reply=_part(0, 4), status=206),
+            Ask("origin", [("range", "bytes=0-4")], reply=part(0, 4), status=206),
             Ask(
                 "any", reply=Reply(206, [FRESH, ETAG, ("content-range", "bytes 5-9/10")], b"56"), sends={"range": None}
             ),

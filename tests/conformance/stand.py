@@ -54,6 +54,10 @@ class Reply:
     closes: bool = False
     date: bool = True
     """It sends a Date of its own, unless `fields` has one."""
+    raw: bytes | None = None
+    """Sent instead, byte for byte, before the connection is closed."""
+    takes: float = 0.0
+    """Seconds that pass between the request and its answer."""
 
 
 @dataclass(slots=True)
@@ -113,9 +117,9 @@ class Stand:
     def start(self) -> None:
         """Open both servers."""
         self._thread.start()
-        self.origin_port = self._serve(self._origin)
+        self.origin_port = self._serve(self._origin, "httptools")  # which sends whatever it is told to
         self._cache = self._call(self._cached())
-        self.port = self._serve(self._app)
+        self.port = self._serve(self._app, self._http)
 
     def stop(self) -> None:
         """Close both servers."""
@@ -148,13 +152,13 @@ class Stand:
     def _call(self, work: object) -> NexCache:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)  # type: ignore[arg-type]
 
-    def _serve(self, app: ASGIApp) -> int:
+    def _serve(self, app: ASGIApp, http: str) -> int:
         # asyncio turns Nagle's algorithm off only where the socket says that it is TCP
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
             app,
-            http=self._http,
+            http=http,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -187,8 +191,15 @@ class Stand:
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         script.received.append(Received(scope["method"], fields))
         reply = script.reply
+        self.clock.now += reply.takes
         if reply.closes:
             cast("Any", receive).__self__.transport.abort()  # uvicorn would send a 500
+            return
+        if reply.raw is not None:
+            transport = cast("Any", receive).__self__.transport
+            transport.write(reply.raw)
+            transport.close()
+            await receive()  # that it is closed
             return
         content = reply.body if reply.body is not None else b"answer %d" % len(script.received)
         headers = [(name.encode("latin-1"), self.text(value).encode("latin-1")) for name, value in reply.fields]

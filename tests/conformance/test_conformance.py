@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conformance.cases import CASES, Case
+from tests.conformance.cases import Case
+from tests.conformance.details import ALL
 from tests.conformance.stand import Reply, Stand
 from tests.servers import Valkey
 
@@ -26,7 +27,7 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     stand.stop()
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in ALL])
 def test_the_cache_does_what_the_specification_says(stand: Stand, case: Case) -> None:
     run(stand, case)
 

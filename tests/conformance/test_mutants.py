@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.conformance.cases import CASES, Case
+from tests.conformance.cases import Case
+from tests.conformance.details import ALL
 from tests.conformance.stand import Stand
 from tests.conformance.test_conformance import run
 
@@ -97,7 +98,7 @@ def change(tree: ast.Module, number: int) -> ast.Module:
 def mutants() -> Iterator[Mutant]:
     for module, name, exchanges in LINES:
         sections = {section.strip() for section in exchanges.split(",")}
-        cases = tuple(case for case in CASES if case.section in sections)
+        cases = tuple(case for case in ALL if case.section in sections)
         tree = tree_of(function(module, name))
         for number, node in enumerate(node for node in ast.walk(tree) if is_changed(node)):
             yield Mutant(module, name, number, getattr(node, "lineno", 0), cases)
@@ -120,7 +121,7 @@ def stand() -> Iterator[Stand]:
 
 def test_every_line_of_the_document_names_a_function_and_exchanges() -> None:
     assert len(LINES) > 20
-    sections = {case.section for case in CASES}
+    sections = {case.section for case in ALL}
     for module, name, exchanges in LINES:
         function(module, name)
         named = {section.strip() for section in exchanges.split(",")}

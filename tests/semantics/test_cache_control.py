@@ -22,7 +22,7 @@ def parse(*fields: bytes) -> dict[bytes, bytes | None]:
         (b'ext="no-store"', {b"ext": b"no-store"}),
         (b'ext="a\\", no-store, \\"b"', {b"ext": b'a\\", no-store, \\"b'.strip(b'" \t')}),
         (b",, no-store ,,", {b"no-store": None}),
-        (b"max-age=1, max-age=2", {b"max-age": b"2"}),
+        (b"max-age=1, max-age=2", {b"max-age": b"1,2"}),
         (b'private="x", private', {b"private": None}),
         (b'private, private="x"', {b"private": None}),
     ],

@@ -1,5 +1,7 @@
 """The rules of a shared cache as tables: what they take, what they give. Through servers: tests/conformance."""
 
+from dataclasses import replace
+
 import pytest
 
 from nexcache.asgi import Headers
@@ -591,20 +593,37 @@ def test_what_is_missing_of_a_part(stored: StoredResponse, missing: bytes | None
 
 
 @pytest.mark.parametrize(
-    ("following", "whole"),
+    ("one", "other", "joined"),
     [
-        (part(5, 9), b"0123456789"),
-        (part(5, 9, b'"b"'), None),
-        (part(6, 9), None),
-        (part(4, 9), None),
-        (part(5, 8), None),
+        (part(0, 4), part(5, 9), (0, 9)),
+        (part(0, 4), part(3, 9), (0, 9)),
+        (part(5, 9), part(0, 4), (0, 9)),
+        (part(0, 4), part(5, 8), (0, 8)),
+        (part(2, 8), part(4, 5), (2, 8)),
+        (part(4, 5), part(2, 8), (2, 8)),
+        (part(0, 4), part(6, 9), None),
+        (part(6, 9), part(0, 4), None),
+        (part(0, 4), part(5, 9, b'"b"'), None),
+        (part(0, 4, b'W/"a"'), part(5, 9, b'W/"a"'), None),
+        (part(0, 4), replace(part(5, 9), body=b"567"), None),
     ],
 )
-def test_which_parts_make_a_whole(following: StoredResponse, whole: bytes | None) -> None:
-    found = combined(part(0, 4), following.headers, following.body)
-    assert (found[1] if found is not None else None) == whole
-    if found is not None:
-        assert dict(found[0]) == {b"etag": b'"a"', b"content-length": b"10"}
+def test_which_parts_belong_together(
+    one: StoredResponse, other: StoredResponse, joined: tuple[int, int] | None
+) -> None:
+    found = combined(one, other.headers, other.body)
+    if joined is None:
+        assert found is None
+        return
+    low, high = joined
+    fields = {b"etag": b'"a"', b"content-length": b"%d" % (high + 1 - low)}
+    where = {} if joined == (0, 9) else {b"content-range": b"bytes %d-%d/10" % joined}
+    assert found is not None
+    assert (found[0], dict(found[1]), found[2]) == (
+        206 if where else 200,
+        fields | where,
+        b"0123456789"[low : high + 1],
+    )
 
 
 # --- invalidation (RFC 9111 §4.4, RFC 9875) ----------------------------------------------------------------------

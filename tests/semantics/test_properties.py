@@ -25,7 +25,7 @@ from nexcache.semantics.sending import outgoing
 from nexcache.semantics.stored import Facts, facts
 from nexcache.semantics.targeted import effective
 from nexcache.semantics.validation import none_match
-from nexcache.semantics.vary import nominated, selecting
+from nexcache.semantics.vary import nominated, resembling, selecting
 from tests.wire.server import Answer, ask
 
 NOW = 1_700_000_000.0
@@ -74,6 +74,7 @@ RULES: dict[str, Callable[[Headers], object]] = {
     "initial_age": lambda headers: initial_age(headers, requested=NOW, received=NOW),
     "nominated": nominated,
     "selecting": lambda headers: selecting(headers, tuple(NAMES)),
+    "resembling": resembling,
     "asked": asked,
     "facts": known,
     "may_keep": lambda headers: may_keep(Asked(), 200, headers, requested=NOW, received=NOW, max_body=99),
