@@ -465,7 +465,7 @@ class Shared:
                 stale = await self._stale(key, entry, current, deadline, reading.now)
                 if stale is None or stale < stale_for:
                     lasting = stale is None and entry.response.kept_on <= 0 and self._vault is None
-                    same = lasting and entry.generations == tuple(zip(key.generations, current.values(), strict=True))
+                    same = lasting and entry.generations == tuple((each, current[each]) for each in key.generations)
                     return entry, stale, Read(key, list(reading.values), epoch) if same else None
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
@@ -684,7 +684,7 @@ class Entries:
         if reply != known.reply or epoch != known.epoch or self._invalidations.failures != failures:
             return False
         again.answered()
-        if self._emitter.hears(LookedUp):
+        if LookedUp in self._emitter.heard:
             took = time.perf_counter() - started
             self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, took))
         return True

@@ -139,7 +139,9 @@ async def test_one_who_shares_and_is_cancelled_together_with_the_maker_is_cancel
 ) -> None:
     tasks = [ask(shared, calls) for _ in range(2)]
     await settle()
-    shared._open.pop(b"key").future.cancel()  # as the maker's end does
+    future = shared._open.pop(b"key").future
+    assert future is not None
+    future.cancel()  # as the maker's end does
     tasks[1].cancel()
     await settle()
 

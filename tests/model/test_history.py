@@ -264,13 +264,13 @@ def generations_not_compared(patch: pytest.MonkeyPatch) -> None:
     """An entry is served whatever its generations have become; invalidation has no effect but on what is stored."""
     lookup = Shared.lookup
 
-    async def trusting(self: Shared, key: CacheKey, **options: Any) -> tuple[Entry, float | None] | Missing:
+    async def trusting(self: Shared, key: CacheKey, **options: Any) -> Any:
         looked = await lookup(self, key, **options)
         if not isinstance(looked, Missing):
             return looked
         value = (await self._store.read((key.name,))).values[0]
         entry = self._codec.decode(key.name, value) if value is not None else None
-        return (entry, None) if isinstance(entry, Entry) else looked
+        return (entry, None, None) if isinstance(entry, Entry) else looked
 
     patch.setattr(Shared, "lookup", trusting)
 
