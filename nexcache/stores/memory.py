@@ -113,10 +113,11 @@ class Bounded(Generic[Value]):
         share = self._shares.get(owner)
         if share is None:
             share = self._shares[owner] = _Share()
-        share.items[key] = Item(value, now + lifetime, size)
+        expires_at = now + lifetime
+        share.items[key] = Item(value, expires_at, size)
         self._count += 1
         self._weigh(owner, share, size)
-        heapq.heappush(self._expiries, (now + lifetime, key))
+        heapq.heappush(self._expiries, (expires_at, key))
         if len(self._expiries) > 2 * self._count + 64:
             self._expiries = [
                 (item.expires_at, name) for each in self._shares.values() for name, item in each.items.items()
