@@ -8,7 +8,7 @@ UNIT_ARGS ?=
 COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help audit dist dist-test docs demo test lint types unit bench compare prove hostile clean
+.PHONY: help audit dist dist-test docs demo test lint types unit bench compare growth prove hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neigh
 
 compare: $(VENV)/.bench ## NexCache beside its peers and beside what it promises: one table (COMPARE_ARGS="--quick --json")
 	$(BIN)/python -m benchmarks.compare $(COMPARE_ARGS)
+
+growth: $(VENV)/.bench ## how costs grow, as tables and pictures in docs/ (minutes)
+	$(BIN)/python -m benchmarks.growth --write docs/figures
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)

@@ -44,7 +44,7 @@ from nexcache.trends import Trend
 from nexcache.turns import Turns
 from nexcache.value_codec import Types
 from nexcache.values import Backend, FallbackValues, MemoryValues, Values
-from nexcache.wiring import BUDGET_FACTOR, build, version
+from nexcache.wiring import BUDGET_FACTOR, Parts, build, version
 
 if TYPE_CHECKING:
     from nexcache.stores.redis import RedisCommands
@@ -93,7 +93,7 @@ class NexCache:
         """The event loop that the cache is used on."""
         self._store = store
         self._credentials = credential_provider
-        self._parts = build(self.settings, store=store, credentials=credential_provider)
+        self._use(build(self.settings, store=store, credentials=credential_provider))
         self._inside = self.emitter.listeners
         self._longest_ttl = 0.0
         self._entries_live(max(self.settings.tenant_ttls.values(), default=0.0))
@@ -114,20 +114,26 @@ class NexCache:
 
     # --- what the parts of the package use -----------------------------------------------------------------
 
+    def _use(self, parts: Parts) -> None:
+        # what each hit reads are plain attributes: a property costs as much as what it is read for
+        self._parts: Parts = parts
+        self.entries: Entries = parts.entries
+        """The entries."""
+        self.flights: Flights = parts.flights
+        """The computations under way."""
+        self.counts: Counts = parts.counts
+        """What happened so far in this process, as plain numbers."""
+        self.emitter: Emitter = parts.emitter
+        """Where events can be listened to."""
+        self.recent: Recent = parts.recent
+        """The requests that can be warmed."""
+        self.shadows: Shadows = parts.shadows
+        """The shadow checks."""
+
     @property
     def keys(self) -> KeySpace:
         """The key space."""
         return self._parts.keys
-
-    @property
-    def entries(self) -> Entries:
-        """The entries."""
-        return self._parts.entries
-
-    @property
-    def flights(self) -> Flights:
-        """The computations under way."""
-        return self._parts.flights
 
     @property
     def leases(self) -> FillLeases | None:
@@ -145,29 +151,9 @@ class NexCache:
         return self._parts.admission
 
     @property
-    def counts(self) -> Counts:
-        """What happened so far in this process, as plain numbers."""
-        return self._parts.counts
-
-    @property
-    def emitter(self) -> Emitter:
-        """Where events can be listened to."""
-        return self._parts.emitter
-
-    @property
-    def recent(self) -> Recent:
-        """The requests that can be warmed."""
-        return self._parts.recent
-
-    @property
     def refreshes(self) -> Refreshes:
         """The refreshes under way."""
         return self._parts.refreshes
-
-    @property
-    def shadows(self) -> Shadows:
-        """The shadow checks."""
-        return self._parts.shadows
 
     def register(self, app: Behind) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""
@@ -789,7 +775,7 @@ class NexCache:
         for listener in self._inside:
             emitter.unsubscribe(listener)
         outside = emitter.listeners
-        self._parts = build(self.settings, store=self._store, credentials=self._credentials, emitter=emitter)
+        self._use(build(self.settings, store=self._store, credentials=self._credentials, emitter=emitter))
         self._inside = tuple(each for each in emitter.listeners if each not in outside)
         self._parts.switches.take_over(switches)
         for generations in self._parts.generations:

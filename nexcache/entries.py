@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
@@ -33,10 +33,12 @@ from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
 from nexcache.telemetry.names import Result, Tier
 
+Value = TypeVar("Value", bound=Hashable)
 Raw: TypeAlias = tuple[Hashable, ...]
 """A request as it came, before anything is canonicalised."""
 
 _MOST_ALIASES = 8
+_MOST_COMMON = 4_096
 _LONGEST_HERE = 30.0
 """Seconds after which an entry that the store holds too is read from it again."""
 _MOST_GLANCED = 1024
@@ -80,7 +82,7 @@ class Live:
         self.prepared: Prepared = prepared
         self.expires_at: float = expires_at
         self.counts: OperationCounts = counts
-        self.aliases: list[Raw] = []
+        self.aliases: tuple[Raw, ...] = ()
         self.changes: int = -1
         """What `Currency.changes` was when the generations were looked at."""
         self.good_until: float = 0.0
@@ -141,6 +143,20 @@ class Inspection:
     """Why the store could not be asked: a word of the errors' closed list."""
 
 
+class Common:
+    """Gives equal values one object: what many entries hold is held once. Bounded."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def one(self, value: Value) -> Value:
+        """Return a value that is equal, the same for all who ask."""
+        if len(self._known) >= _MOST_COMMON:
+            self._known.clear()
+        known: Value = self._known.setdefault(value, value)
+        return known
+
+
 class Memory:
     """Entries in this process, found by the raw request in one step."""
 
@@ -160,6 +176,7 @@ class Memory:
         self._emitter = emitter
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
+        self._common = Common()
         self._glanced: deque[bytes] = deque(maxlen=_MOST_GLANCED)
         self._entries: Bounded[Live] = Bounded(
             max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left, owner=tenant_of
@@ -247,7 +264,9 @@ class Memory:
     def alias(self, raw: Raw, live: Live) -> None:
         """Remember that this raw request is answered by this entry."""
         if len(live.aliases) < _MOST_ALIASES and raw not in self._aliases and self._entries.peek(live.name) is live:
-            live.aliases.append(raw)
+            # the path and the header fields are other entries' too, the query mostly is not
+            raw = tuple([self._common.one(part) if isinstance(part, str | tuple) else part for part in raw])
+            live.aliases = (*live.aliases, raw)
             self._aliases[raw] = live
             self._entries.grow(live.name, by=_size(raw))
 
@@ -258,6 +277,7 @@ class Memory:
             if self._entries.size_of(name):
                 self._entries.touch(name)
         self._forget(self._entries.pop(key.name))
+        entry = replace(entry, generations=self._common.one(entry.generations))
         live = Live(key.name, entry, self._clock() + lifetime, counts, ready(entry.response))
         held = lifetime if self._ages is None else lifetime + entry.response.kept_on
         return live if self._entries.put(key.name, live, size=entry.size, lifetime=held) else None
@@ -470,8 +490,7 @@ class Shared:
                 stale = await self._stale(key, entry, current, deadline, reading.now, overdue=-fresh_for)
                 if stale is None or stale < stale_for:
                     lasting = stale is None and entry.response.kept_on <= 0 and self._vault is None
-                    all_read = len(current) == len(key.generations)  # and not others that its response had named
-                    same = lasting and all_read and entry.generations == tuple(current.items())
+                    same = lasting and entry.generations == tuple((each, current[each]) for each in key.generations)
                     return entry, stale, fresh_for, Read(key, list(reading.values), epoch) if same else None
         known = tuple(token for token in current.values() if token is not None)
         return Missing(self._store.tier, known if len(known) == len(current) else None)
@@ -698,7 +717,7 @@ class Entries:
         if reply != known.reply or epoch != known.epoch or self._invalidations.failures != failures:
             return False
         again.answered()
-        if self._emitter.hears(LookedUp):
+        if LookedUp in self._emitter.heard:
             took = time.perf_counter() - started
             self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, took))
         return True

@@ -265,7 +265,7 @@ class Fill:
             self._give_up(NotStoredReason.FAILED)
             return message
         # a copy: the list stays the app's, and what is decided on is what is stored
-        self._headers = tuple((bytes(name), bytes(value)) for name, value in message.get("headers", ()))
+        self._headers = tuple([_as_bytes(pair) for pair in message.get("headers", ())])
         self._status, self._trailers = message["status"], bool(message.get("trailers", False))
         decision = self._decide(self._status, self._headers, self._trailers)
         if isinstance(decision, NotStoredReason):
@@ -380,8 +380,14 @@ class Fill:
             self._news.set_result(None)
 
 
+def _as_bytes(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Return a header field that nobody can change; one of an app that sends the same each time is held once."""
+    name, value = pair
+    return pair if type(pair) is tuple and type(name) is type(value) is bytes else (bytes(name), bytes(value))
+
+
 def _stored(status: int, headers: Headers, body: bytes, cost: float, *, ttl: float, kept_on: float) -> StoredResponse:
-    kept = tuple((name, value) for name, value in end_to_end(headers) if name not in (b"content-length", b"age"))
+    kept = tuple([pair for pair in end_to_end(headers) if pair[0] not in (b"content-length", b"age")])
     etag = first(headers, b"etag")
     if etag is None:
         etag = entity_tag(body, first(headers, b"content-type"))

@@ -269,11 +269,15 @@ class CacheMiddleware:
         if matched.parameters:
             scope["nexcache.parameters"] = matched.parameters
         tracing = cache.emitter.tracing
-        span = tracing.get(matched.policy.op) if tracing is not None else None
-        tenant = self._found("tenant", self._tenant, scope)
+        span = None if tracing is None else tracing.get(matched.policy.op)
+        try:
+            tenant = self._tenant(scope)
+        except Exception as error:  # noqa: BLE001 - a resolver that fails must not name anybody
+            tenant = None
+            self._tell_of("tenant", error)
         principal: Resolved | object = _UNASKED
         ahead: _Ahead | None = None
-        if type(tenant) is str and span is None and not cache.emitter.hears(Answered):
+        if type(tenant) is str and span is None and Answered not in cache.emitter.heard:
             if self._principal is not None:
                 shared = self._principal is self._tenant
                 principal = tenant if shared else self._found("principal", self._principal, scope)
@@ -305,7 +309,7 @@ class CacheMiddleware:
         await http(scope, receive, send, tenant=tenant, principal=principal, reason=reason, started=started)
 
     def _match(self, scope: Scope) -> Matched | None:
-        return self._policies.match(route_path(scope))
+        return self._policies.match(route_path(scope) if scope.get("root_path") else scope["path"])
 
     def _in_memory(
         self, matched: Matched, scope: Scope, tenant: str, principal: Resolved | object, started: float
@@ -799,8 +803,11 @@ class CacheMiddleware:
         try:
             return resolver(scope)
         except Exception as error:  # noqa: BLE001 - a resolver that fails must not name anybody
-            self._cache.emitter.emit(HookFailed(hook, type(error).__name__))
+            self._tell_of(hook, error)
             return None
+
+    def _tell_of(self, hook: str, error: Exception) -> None:
+        self._cache.emitter.emit(HookFailed(hook, type(error).__name__))
 
     async def _awaited(self, hook: str, found: object) -> str | None:
         try:

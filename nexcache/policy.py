@@ -419,13 +419,18 @@ def _filled(templates: Sequence[str], parameters: Mapping[str, str], query: byte
         return ()
     if len(query) > _LONGEST_QUERY:
         return TagsInvalid("the query is too long")
-    from_query = query_parameters(query)
+    from_query: Mapping[str, tuple[str, ...]] | None = None
     tags: set[str] = set()
     for template in templates:
         literals = _PLACEHOLDER.split(template)
         filled = [literals[0]]
         for name, literal in zip(literals[1::2], literals[2::2], strict=True):
-            found = (parameters[name],) if name in parameters else from_query.get(name, ())
+            if name in parameters:
+                found: tuple[str, ...] = (parameters[name],)
+            else:
+                if from_query is None:
+                    from_query = query_parameters(query)
+                found = from_query.get(name, ())
             if len(filled) * len(found) > _MOST_TAGS:
                 return TagsInvalid(f"more than {_MOST_TAGS} tags")
             filled = [start + value + literal for start in filled for value in found]

@@ -207,7 +207,7 @@ class ApiKeys:
     def __call__(self, scope: Scope) -> str | None:
         """Return the tenant whose key the request carries; an operator's key is no tenant's."""
         key = self.identify(scope)
-        return key.tenant if key is not None and not key.operator else None
+        return None if key is None or key.operator else key.tenant
 
     def identify(self, scope: Scope) -> ApiKey | None:
         """Return the key that the request carries, if it is a known one that has not expired."""

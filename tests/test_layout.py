@@ -92,6 +92,7 @@ LAYERS: Final = {
         ledger
         trends
         switches
+        known
         refresh
         rate_limit
         quota

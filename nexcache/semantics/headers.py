@@ -80,6 +80,14 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 
     Names are lower-cased, as ASGI wants them; order and repetition stay.
     """
-    headers = tuple((bytes(name).lower(), bytes(value)) for name, value in headers)
+    headers = tuple([_lowered(pair) for pair in headers])
     dropped = _CONNECTION_FIELDS | set(members(headers, b"connection"))
-    return tuple((name, value) for name, value in headers if name not in dropped)
+    return tuple([pair for pair in headers if pair[0] not in dropped])
+
+
+def _lowered(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Return a field with its name in lower case: the same one where it is so already, which is held once."""
+    name, value = pair
+    if type(pair) is tuple and type(name) is type(value) is bytes and name == name.lower():
+        return pair
+    return bytes(name).lower(), bytes(value)

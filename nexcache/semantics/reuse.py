@@ -16,6 +16,11 @@ REVALIDATE: Final = (b"cache-control", b"private, no-cache")
 """What browsers are told where the app says nothing: keep it, but ask each time, so that invalidations reach them."""
 
 NOT_MODIFIED: Final = 304
+_REVALIDATE: Final = (REVALIDATE,)
+_YOUNG: Final = 300
+_AGES: Final = tuple([(b"age", b"%d" % age) for age in range(_YOUNG)])
+"""Most entries that are asked for are young, and many have the same age."""
+_NONE: Final[Mapping[bytes, "Prepared"]] = {}
 _CONDITIONAL: Final = frozenset(("GET", "HEAD", "QUERY"))
 
 
@@ -24,44 +29,59 @@ class Prepared:
 
     __slots__ = (
         "_detail",
+        "_not_modified",
         "_since",
         "_until",
         "age",
         "encoded",
         "facts",
-        "headers",
-        "not_modified",
+        "further",
         "refresh_at",
         "response",
-        "ttl",
         "varying",
     )
 
-    def __init__(self, response: StoredResponse, headers: Headers, refresh_at: float) -> None:
+    def __init__(self, response: StoredResponse, further: Headers, refresh_at: float) -> None:
         self.response: StoredResponse = response
-        self.headers: Headers = headers
-        self.not_modified: Headers = not_modified_headers(headers)
+        self.further: Headers = further
+        """Header fields beside those of the response."""
+        self._not_modified: Headers | None = None
         self.refresh_at: float = refresh_at
         """From when (seconds since the epoch) a hit has it computed again."""
-        self.encoded: Mapping[bytes, Prepared] = {}
+        self.encoded: Mapping[bytes, Prepared] = _NONE
         """The same in further content codings, by their names, the preferred first."""
         self.facts: Facts | None = None
         """What its fields say of its use, where they rule it; read when first needed."""
         self.age: int = 0
         """Whole seconds, as of the last `bring_up`."""
-        self.ttl: float = 0.0
         self.varying: Headers = ()
         """`Age` and `Cache-Status`."""
         self._since = self._until = 0.0
         self._detail = ""
 
+    @property
+    def headers(self) -> Headers:
+        """The header fields that are always sent."""
+        return (*self.response.headers, *self.further)
+
+    @property
+    def ttl(self) -> float:
+        """Seconds for which it may still be served, as of the last `bring_up`."""
+        return time_to_live(self.response, self._since)
+
+    @property
+    def not_modified(self) -> Headers:
+        """The header fields of a 304, put together for the first."""
+        if self._not_modified is None:
+            self._not_modified = not_modified_headers(self.headers)
+        return self._not_modified
+
     def bring_up(self, now: float, detail: str) -> None:
-        """Make `age`, `ttl` and `varying` those of this instant: built again only when the age has changed."""
+        """Make `age` and `varying` those of this instant: built again only when the age has changed."""
         if self._since <= now < self._until and detail == self._detail:
             return
         response = self.response
         self.age = current_age(response, now)
-        self.ttl = time_to_live(response, now)
         remaining = response.ttl - max(0.0, now - response.stored_at)  # RFC 9211 §2.4: negative once it is stale
         self.varying = varying(self.age, cache_status.hit(remaining, detail))
         self._since, self._detail = now, detail
@@ -70,15 +90,13 @@ class Prepared:
 
 def varying(age: int, status: bytes) -> Headers:
     """Return the fields that change from answer to answer; `status` is the value of `Cache-Status`."""
-    return (b"age", b"%d" % age), (cache_status.NAME, status)
+    return (_AGES[age] if age < _YOUNG else (b"age", b"%d" % age)), (cache_status.NAME, status)
 
 
 def prepare(response: StoredResponse, *, refresh_at: float = math.inf) -> Prepared:
     """Build what can be built once."""
-    headers = response.headers
-    if first(headers, b"cache-control") is None:
-        headers = (*headers, REVALIDATE)
-    prepared = Prepared(response, headers, refresh_at)
+    further = () if first(response.headers, b"cache-control") is not None else _REVALIDATE
+    prepared = Prepared(response, further, refresh_at)
     if response.encoded:
         prepared.encoded = {coding: prepare(variant(response, coding, body)) for coding, body in response.encoded}
     return prepared
@@ -122,7 +140,8 @@ def answer(
             {"type": "http.response.start", "status": NOT_MODIFIED, "headers": [*prepared.not_modified, *varying]},
             {"type": "http.response.body", "body": b"", "more_body": False},
         )
+    headers = [*response.headers, *prepared.further, *varying]
     return (
-        {"type": "http.response.start", "status": response.status, "headers": [*prepared.headers, *varying]},
+        {"type": "http.response.start", "status": response.status, "headers": headers},
         {"type": "http.response.body", "body": b"" if method == "HEAD" else response.body, "more_body": False},
     )

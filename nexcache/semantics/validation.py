@@ -37,4 +37,4 @@ def none_match(if_none_match: bytes, etag: bytes) -> bool:
 
 def not_modified_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return the fields that a 304 carries of the response that it stands for (RFC 9110 §15.4.5)."""
-    return tuple((name, value) for name, value in headers if name in _KEPT_BY_304)
+    return tuple([pair for pair in headers if pair[0] in _KEPT_BY_304])

@@ -22,9 +22,10 @@ class Breaker:
     def succeeded(self) -> bool:
         """Note that the store answered; True if this closed the circuit."""
         self._in_a_row = 0
-        closed = self.circuit is Circuit.OPEN
+        if self.circuit is Circuit.CLOSED:
+            return False
         self.circuit = Circuit.CLOSED
-        return closed
+        return True
 
     def failed(self) -> bool:
         """Note that the store did not answer; True if this opened the circuit."""

@@ -113,10 +113,11 @@ class Bounded(Generic[Value]):
         share = self._shares.get(owner)
         if share is None:
             share = self._shares[owner] = _Share()
-        share.items[key] = Item(value, now + lifetime, size)
+        expires_at = now + lifetime
+        share.items[key] = Item(value, expires_at, size)
         self._count += 1
         self._weigh(owner, share, size)
-        heapq.heappush(self._expiries, (now + lifetime, key))
+        heapq.heappush(self._expiries, (expires_at, key))
         if len(self._expiries) > 2 * self._count + 64:
             self._expiries = [
                 (item.expires_at, name) for each in self._shares.values() for name, item in each.items.items()
@@ -299,9 +300,12 @@ class MemoryStore:
         self._commands += 1
         self._registry(registry).add(operation)
         tokens: list[bytes | None] = []
+        lifetime = ttl_ms / 1000
         for key in keys:
-            token = self._values.get(key) or new_token()
-            self._values.put(key, token, size=len(token), lifetime=max(ttl_ms / 1000, self._values.remaining(key)))
+            token = self._values.get(key)
+            if token is None or self._values.remaining(key) < lifetime * 7 / 8:  # as it is with a server
+                token = token or new_token()
+                self._values.put(key, token, size=len(token), lifetime=lifetime)
             tokens.append(token)
         return Capture(tokens, b"", complete=registry in self._complete, registered=True, now=self.now)
 

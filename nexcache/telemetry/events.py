@@ -291,10 +291,12 @@ class Tracing(Protocol):
 class Emitter:
     """Passes events to those who listen. A listener that raises is counted and changes nothing."""
 
-    __slots__ = ("_listeners", "failures", "tracing")
+    __slots__ = ("_listeners", "failures", "heard", "tracing")
 
     def __init__(self) -> None:
         self._listeners: dict[type[Event], tuple[Listener, ...]] = {}
+        self.heard: frozenset[type[Event]] = frozenset()
+        """The classes that anyone listens to: the hot path builds no event that nobody hears."""
         self.failures: int = 0
         self.tracing: Tracing | None = None
 
@@ -302,12 +304,17 @@ class Emitter:
         """Call `listener` with every event of these classes from now on."""
         for kind in types:
             self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+        self._hear()
 
     def unsubscribe(self, listener: Listener) -> None:
         """Stop calling `listener`."""
         for kind, listeners in self._listeners.items():
             # By equality: two mentions of a bound method are equal, never identical.
             self._listeners[kind] = tuple(each for each in listeners if each != listener)
+        self._hear()
+
+    def _hear(self) -> None:
+        self.heard = frozenset(kind for kind, listeners in self._listeners.items() if listeners)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -315,8 +322,8 @@ class Emitter:
         return tuple({id(each): each for several in self._listeners.values() for each in several}.values())
 
     def hears(self, kind: type[Event]) -> bool:
-        """Whether anyone listens to events of this class: the hot path builds no event that nobody hears."""
-        return bool(self._listeners.get(kind))
+        """Whether anyone listens to events of this class."""
+        return kind in self.heard
 
     def emit(self, event: Event) -> None:
         """Tell the listeners."""

@@ -27,8 +27,12 @@ from nexcache.telemetry.names import Result, Tier
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MOST_SERIES: Final = 10_000
-_OF_A_LOOKUP: Final[Mapping[tuple[Result, Tier], Series]] = {
-    (result, tier): ((names.ATTR_RESULT, result.value), (names.ATTR_TIER, tier.value))
+_OF_A_LOOKUP: Final[Mapping[tuple[Result, Tier], tuple[str, None, Series]]] = {
+    (result, tier): (
+        names.METRIC_LOOKUP_DURATION,
+        None,
+        ((names.ATTR_RESULT, result.value), (names.ATTR_TIER, tier.value)),
+    )
     for result in Result
     for tier in Tier
 }
@@ -91,7 +95,7 @@ class _Share(Counts):
 class PrometheusText:
     """Collects what counters do not hold, and writes everything down when it is asked to."""
 
-    _HEARD: Final = (LookedUp, Filled, Stored, NotStored, Invalidated, Evicted, BackendFailed)
+    _HEARD: Final = (Filled, Stored, NotStored, Invalidated, Evicted, BackendFailed)
 
     def __init__(
         self,
@@ -107,6 +111,7 @@ class PrometheusText:
         self._totals: Counter[tuple[str, str | None, Series]] = Counter()
         self._histograms: dict[tuple[str, str | None, Series], _Histogram] = {}
         emitter.subscribe(self._record, *self._HEARD)
+        emitter.subscribe(self._looked_up, LookedUp)  # of its own: there is one for every read of the store
 
     def render(self, tenant: str | None) -> str:
         """Write the metrics of a tenant down, or the sums over all and what concerns no tenant (None)."""
@@ -161,11 +166,17 @@ class PrometheusText:
                 yield f"{exported}_sum{_labels(series)} {each.total}"
                 yield f"{exported}_count{_labels(series)} {seen}"
 
+    def _looked_up(self, event: Event) -> None:
+        assert isinstance(event, LookedUp)  # noqa: S101 - subscribed to nothing else
+        place = _OF_A_LOOKUP[event.result, event.tier]
+        histogram = self._histograms.get(place)
+        if histogram is None:
+            histogram = self._histograms[place] = _Histogram(len(names.LOOKUP_BOUNDS))
+        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, event.duration)] += 1
+        histogram.total += event.duration
+
     def _record(self, event: Event) -> None:
         match event:
-            case LookedUp():
-                about = _OF_A_LOOKUP[event.result, event.tier]
-                self._observe(names.METRIC_LOOKUP_DURATION, None, about, event.duration)
             case Filled():
                 about_fill = ((names.ATTR_OPERATION, event.operation),)
                 self._observe(names.METRIC_FILL_DURATION, event.tenant, about_fill, event.duration)
