@@ -6,9 +6,11 @@ DEMO_ARGS ?=
 PROVE_ARGS ?=
 UNIT_ARGS ?=
 COMPARE_ARGS ?=
+FAULTS_ARGS ?=
+CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help audit dist dist-test docs demo test lint types unit bench compare growth prove hostile clean
+.PHONY: help audit dist dist-test docs demo test lint types unit bench compare growth prove hostile faults chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -74,6 +76,12 @@ prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100
 
 hostile: $(VENV)/.dev ## every hostile input against every server, by class
 	$(BIN)/python -m tests.hostile
+
+faults: $(VENV)/.dev ## every fault of docs/reliability.md on Valkey and Redis (FAULTS_ARGS="--rows F3,F17 --brief")
+	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
+
+chaos: $(VENV)/.dev ## half an hour of random faults, with a seed (CHAOS_ARGS="--minutes 5 --seed 1")
+	$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS)
 
 dist: ## build wheel and sdist into dist/
 	rm -rf dist

@@ -43,6 +43,7 @@ _LONGEST_HERE = 30.0
 """Seconds after which an entry that the store holds too is read from it again."""
 _MOST_GLANCED = 1024
 """Uses by other threads that are noted until the next entry is kept."""
+_BREAKER = BackendFailed("get", "breaker")
 _CHECKED_FOR = 0.05
 """Seconds for which an entry in use needs no second look as long as no generation changes."""
 
@@ -440,9 +441,12 @@ class Shared:
         codec: Codec,
         emitter: Emitter,
         observe: Callable[[Sequence[bytes], Reading], None] | None = None,
+        away: Callable[[], bool] = lambda: False,
         vault: Seals | None = None,
         quotas: Quotas | None = None,
     ) -> None:
+        self.away: Callable[[], bool] = away
+        """Whether it is known that the store cannot be asked now, for any tenant."""
         self._observe = observe
         self._quotas = quotas
         self._vault = vault
@@ -638,6 +642,13 @@ class Entries:
         self._reading: dict[bytes, Asked] = {}
 
     @property
+    def at_hand(self) -> Memory | None:
+        """What a request asks before anything else: while the store is away, the fallback."""
+        if self._shared is not None and self._shared.away():
+            return self._local.memory
+        return self.first
+
+    @property
     def memory(self) -> Memory:
         """What this process holds."""
         return self._l1 if self._l1 is not None else self._local.memory
@@ -676,6 +687,9 @@ class Entries:
         """
         if self._shared is None:
             return self._local.lookup(key, stale_for)
+        if self._shared.away():
+            self._emitter.emit(_BREAKER)
+            return self._local.lookup(key)
         if self._l1 is None or self._view is None:
             return None
         found = self._l1.lookup(key)

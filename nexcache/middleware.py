@@ -321,7 +321,7 @@ class CacheMiddleware:
         held in memory: that is returned.
         """
         cache, method, policy = self._cache, scope["method"], matched.policy
-        first, recent = cache.entries.first, cache.recent
+        first, recent = cache.entries.at_hand, cache.recent
         if method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op, tenant):
             return None
         if policy.shadow is not None and policy.op in cache.shadows.distrusted:
@@ -342,11 +342,14 @@ class CacheMiddleware:
         live = first.peek(raw)
         if live is None:
             return None
-        messages = self._messages(live.prepared, Tier.MEMORY, scope, if_none_match)
+        messages = self._messages(live.prepared, first.tier, scope, if_none_match)
         if messages is None:
             return None
         counts = live.counts
-        counts.memory_hits += 1
+        if first.tier is Tier.MEMORY:
+            counts.memory_hits += 1
+        else:
+            counts.fallback_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
         if policy.shadow is not None and cache.shadows.draws(policy.shadow):
             self._check_later(policy, scope, b"", tenant=tenant, counts=counts, served=live.prepared.response)
@@ -418,14 +421,14 @@ class CacheMiddleware:
         raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
         if request.body:
             raw = (*raw, _digest(request.body))
-        first = cache.entries.first
+        first = cache.entries.at_hand
         if first is not None and REFRESH not in scope:
             live = first.peek(raw)
             if live is not None:
                 request.counts = live.counts
                 if cache.recent.watched:
                     self._note(request, keyed, hit=True)
-                await self._hit(request, live.prepared, Tier.MEMORY, live.name)
+                await self._hit(request, live.prepared, first.tier, live.name)
                 return
         try:
             await self._look(request, keyed, raw)
@@ -466,7 +469,7 @@ class CacheMiddleware:
             refreshing.key = key
             await self._compute(request, refreshing.shadow)
             return
-        first = cache.entries.first
+        first = cache.entries.at_hand
         stale_for = max(self._revalidate[request.index], self._on_error[request.index]) if refreshing is None else 0.0
         followed = waits = 0
         impatient = False
@@ -847,10 +850,12 @@ class CacheMiddleware:
         """Look for an entry; `anew`: past this process's memory, for what other nodes have stored since."""
         cache = self._cache
         here = cache.entries.lookup_here(key, stale_for)
-        if isinstance(here, Found) and (not anew or cache.entries.in_process):
+        if isinstance(here, Found) and (not anew or cache.entries.in_process or here.tier is Tier.FALLBACK):
             return here
         if isinstance(here, Missing) and (
-            cache.entries.in_process or cache.flights.get(key, here.generations) is not None
+            cache.entries.in_process
+            or here.tier is Tier.FALLBACK  # the store is away
+            or cache.flights.get(key, here.generations) is not None
         ):
             return here
         return await cache.flights.lookups.run(
@@ -864,7 +869,9 @@ class CacheMiddleware:
     ) -> Captured:
         """Capture the generations of a key; with the lease, if the answer is to be shared with other nodes."""
         cache = self._cache
-        leases = cache.leases if shared and missing.tier is Tier.REDIS else None
+        if missing.tier is not Tier.REDIS:  # nothing leaves this process: there is nothing to share
+            return Captured(await cache.entries.capture(key, missing, deadline=deadline))
+        leases = cache.leases if shared else None
 
         async def call(on_sent: Callable[[], None]) -> Captured:
             async def capture(lease: LeaseOffer | None = None) -> Snapshot:

@@ -151,6 +151,7 @@ def build(
             codec=codec,
             emitter=emitter,
             observe=coherence.observe if coherence is not None else None,
+            away=_away(store),
             vault=vault,
             quotas=quotas,
         )
@@ -305,6 +306,14 @@ def _leases(store: "RedisCommands | None", coherence: "Coherence | None") -> Fil
     if coherence is not None:
         coherence.on_announcement(leases.received)
     return leases
+
+
+def _away(store: "RedisCommands") -> Callable[[], bool]:
+    """Return what says that no tenant's server lets calls through."""
+    from nexcache.stores.target import ClusterTarget  # noqa: PLC0415 - only with a store
+
+    # of a cluster one shard may be away: that is its own tenants' matter
+    return (lambda: False) if isinstance(store.target, ClusterTarget) else (lambda: not store.available)
 
 
 async def _mend(store: "RedisCommands", ttl_ms: int) -> int:

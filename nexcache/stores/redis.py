@@ -63,6 +63,10 @@ _AT_ONCE: Final = 16
 """Values that are read together where nobody waits for them."""
 _PROBE: Final = 0.25
 """Seconds between two attempts to reach a server that is away."""
+_PROBE_RELAPSED: Final = 1.0
+"""The same at most, where it comes and goes: each coming costs requests a deadline, and operators two lines."""
+_RELAPSE: Final = 2.0
+"""Seconds; a server that goes away again within them has not been well."""
 
 
 _SOFTEN: Final = b"""
@@ -506,6 +510,8 @@ class RedisStore(RedisCommands):
         self._prober: asyncio.Task[None] | None = None
         self._commands_before = 0
         self._away = False
+        self._recovered_at = -math.inf
+        self._relapses = 0
         self._refused: tuple[str, str] | None = None
         self._lanes = self._new_lanes()
 
@@ -670,6 +676,7 @@ class RedisStore(RedisCommands):
         self._breaker.succeeded()
         if self._away:
             self._away = False
+            self._recovered_at = time.monotonic()
             if self.on_recovery is not None:
                 self.on_recovery()
             self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
@@ -677,14 +684,16 @@ class RedisStore(RedisCommands):
     def _went_away(self, kind: str) -> None:
         if not self._away:
             self._away = True
+            self._relapses = self._relapses + 1 if time.monotonic() - self._recovered_at < _RELAPSE else 0
             self._emitter.emit(BackendChanged("redis", available=False, kind=kind))
         if self._prober is None or self._prober.done():
             self._prober = asyncio.get_running_loop().create_task(self._probe(), name="nexcache-probe")
 
     async def _probe(self) -> None:
         """Look for the server until it answers; requests meanwhile pay nothing."""
+        pause = min(_PROBE * 2 ** min(self._relapses, 8), _PROBE_RELAPSED)
         while self._breaker.circuit is Circuit.OPEN:
-            await asyncio.sleep(_PROBE * random.uniform(0.75, 1.25))  # noqa: S311 - processes are to spread, not hide
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - processes are to spread, not hide
             try:
                 replies, _ = await self._lanes[0].execute((("PING",),))
             except StoreError:

@@ -56,6 +56,8 @@ class _Link:
     def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
         self.near = near
         self.far = far
+        self.heard: set[bytes] = set()
+        """For which bytes, of those that were looked for, it has been seen to send them."""
 
     def reset(self) -> None:
         for writer in (self.near, self.far):
@@ -79,6 +81,8 @@ class FaultProxy:
         """Where connections that are made from now on lead."""
         self.port: int = 0
         """Where clients are to connect; the same until the end, also after another start."""
+        self.only: bytes = b""
+        """The ways' faults concern only connections that have sent these bytes in one piece, such as `SUBSCRIBE`."""
         self.up: Way = Way()
         self.down: Way = Way()
         self.seen: Counter[str] = Counter()
@@ -210,24 +214,33 @@ class FaultProxy:
         self._links.add(link)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass_on(self.up, reader, far_writer))
-                group.create_task(self._pass_on(self.down, far_reader, writer))
+                group.create_task(self._pass_on(link, self.up, reader, far_writer))
+                group.create_task(self._pass_on(link, self.down, far_reader, writer))
         except* (OSError, RuntimeError):
             link.reset()  # one side is gone at once: so is the other
         finally:
             self._links.discard(link)
             link.close()
 
-    async def _pass_on(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, link: _Link, given: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Read and write apart from each other, so that what is late holds up nothing that follows."""
-        loop = asyncio.get_running_loop()
+        loop, plain = asyncio.get_running_loop(), Way()
+
+        def now() -> Way:
+            return given if not self.only or self.only in link.heard else plain
+
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_AHEAD)
 
         async def read() -> None:
             due = 0.0
             while True:
-                size = _CHUNK if way.rate is None else max(1, int(way.rate * _SHARE))
-                data = await reader.read(size)
+                rate = now().rate
+                data = await reader.read(_CHUNK if rate is None else max(1, int(rate * _SHARE)))
+                if given is self.up and self.only and self.only in data:
+                    link.heard.add(self.only)
+                way = now()
                 late = way.delay + (self._draw.uniform(0, way.jitter) if way.jitter else 0.0)
                 if late:
                     self.seen["delayed"] += 1
@@ -245,6 +258,7 @@ class FaultProxy:
                     if writer.can_write_eof():
                         writer.write_eof()
                     return
+                way = now()
                 if way.swallow:
                     self.seen["swallowed"] += len(data)
                     continue

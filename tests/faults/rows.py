@@ -37,6 +37,8 @@ class Place:
     """One of PARSERS."""
     directory: Path
     seed: int = 0
+    brief: bool = True
+    """Whether what goes on for a while is to be short, as in CI."""
 
     @property
     def program(self) -> Path:

@@ -141,6 +141,16 @@ async def test_one_bit_is_turned_in_as_many_pieces_as_were_asked_for(proxy: Faul
     assert proxy.seen["flipped"] == 1
 
 
+async def test_faults_may_concern_only_those_who_have_said_a_word(proxy: FaultProxy) -> None:
+    proxy.only = b"SUBSCRIBE"
+    listener, other = await Client.to(proxy), await Client.to(proxy)
+    assert await listener.say(b"SUBSCRIBE x") == b"SUBSCRIBE x"
+    proxy.down.swallow = True
+    await listener.silent(b"y")
+    assert await other.say(b"y") == b"y"
+    assert proxy.seen["swallowed"] == 1
+
+
 async def test_connections_are_reset(proxy: FaultProxy) -> None:
     clients = [await Client.to(proxy) for _ in range(3)]
     for client in clients:
