@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from nexcache.admission import Admission
 from nexcache.after_commit import after_django, after_sqlalchemy
@@ -24,7 +24,7 @@ from nexcache.health import Health
 from nexcache.invalidation.apply import Invalidation, check_invalidation
 from nexcache.invalidation.targets import Targets
 from nexcache.key import KeySpace
-from nexcache.ladder import rung_of
+from nexcache.ladder import Rung, rung_of
 from nexcache.ledger import Statistics
 from nexcache.policy import LONGEST, Duration, Policy, Size, seconds
 from nexcache.rate_limit import Algorithm, Rate, RateLimit
@@ -100,6 +100,7 @@ class NexCache:
         _caches.add(self)
         self._told = False
         self.enabled: bool = self.settings.enabled
+        """Whether the cache is used at all; may be changed at any time, for this process."""
         self.store_budget: float = self.settings.op_timeout_ms / 1000 * BUDGET_FACTOR
         self._apps: WeakSet[Behind] = WeakSet()
         self._attached: WeakSet[Flushes] = WeakSet()
@@ -117,6 +118,8 @@ class NexCache:
     def _use(self, parts: Parts) -> None:
         # what each hit reads are plain attributes: a property costs as much as what it is read for
         self._parts: Parts = parts
+        owner = ref(self)
+        parts.ladder.enabled = lambda: (cache := owner()) is None or cache.enabled
         self.entries: Entries = parts.entries
         """The entries."""
         self.flights: Flights = parts.flights
@@ -740,6 +743,11 @@ class NexCache:
     async def health(self) -> StoreHealth:
         """Ask the store how it is."""
         return await self._parts.store.health()
+
+    @property
+    def state(self) -> Rung:
+        """The state in which the cache answers, as far as is known without asking the store."""
+        return self._parts.ladder.rung
 
     async def status(self) -> Health:
         """Ask the store how it is, and say in which state the cache answers."""

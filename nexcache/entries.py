@@ -26,6 +26,7 @@ from nexcache.quota import Quota, Quotas
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Prepared, prepare
 from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
+from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.stores.tokens import CLOCK, stale_since
@@ -441,12 +442,12 @@ class Shared:
         codec: Codec,
         emitter: Emitter,
         observe: Callable[[Sequence[bytes], Reading], None] | None = None,
-        away: Callable[[], bool] = lambda: False,
+        breaker: Breaker | None = None,
         vault: Seals | None = None,
         quotas: Quotas | None = None,
     ) -> None:
-        self.away: Callable[[], bool] = away
-        """Whether it is known that the store cannot be asked now, for any tenant."""
+        self.breaker: Breaker = breaker if breaker is not None else Breaker()
+        """Open while it is known that the store cannot be asked, for any tenant."""
         self._observe = observe
         self._quotas = quotas
         self._vault = vault
@@ -633,6 +634,7 @@ class Entries:
         self._view = view
         self._tags = tags
         self._remembered = remembered
+        self._breaker = shared.breaker if shared is not None else Breaker()
         self.first: Memory | None = local.memory if shared is None else l1
         """What is asked before anything else, without waiting; None: nothing in this process may be."""
         self._invalidations = invalidations
@@ -644,9 +646,7 @@ class Entries:
     @property
     def at_hand(self) -> Memory | None:
         """What a request asks before anything else: while the store is away, the fallback."""
-        if self._shared is not None and self._shared.away():
-            return self._local.memory
-        return self.first
+        return self.first if self._breaker.circuit is Circuit.CLOSED else self._local.memory
 
     @property
     def memory(self) -> Memory:
@@ -687,7 +687,7 @@ class Entries:
         """
         if self._shared is None:
             return self._local.lookup(key, stale_for)
-        if self._shared.away():
+        if self._breaker.circuit is Circuit.OPEN:
             self._emitter.emit(_BREAKER)
             return self._local.lookup(key)
         if self._l1 is None or self._view is None:
@@ -813,7 +813,8 @@ class Entries:
                 self._tags.used(key.tenant, key.generations, lifetime=self._shared.lifetime)
                 return snapshot
         self._tags.used(key.tenant, key.generations, lifetime=self._local.lifetime)
-        return self._local.capture(key)
+        snapshot = self._local.capture(key)
+        return snapshot if self._shared is None or self._fallback_ttl > 0 else replace(snapshot, lost=True)
 
     async def keep(
         self,

@@ -1,5 +1,6 @@
 """The ladder of states in which a cache still answers, from all well to switched off. Pure."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
@@ -8,7 +9,7 @@ SLOW: Final = 0.5
 
 
 class Rung(StrEnum):
-    """A state of the cache, worst last; `GET /health` and the events say it by this name."""
+    """A state of the cache, worst last; `GET /health`, the metric and `Cache-Status` say it by this name."""
 
     OK = "ok"
     BACKPLANE_LOST = "backplane-lost"
@@ -18,6 +19,25 @@ class Rung(StrEnum):
     DOWN = "down"
     """The store is away or refuses; this process answers from what it has filled itself, for a short time."""
     DISABLED = "disabled"
+
+
+class Ladder:
+    """Tells the state of a cache without asking its store."""
+
+    def __init__(self, known: Callable[[bool], Rung]) -> None:
+        self._known = known
+        self.enabled: Callable[[], bool] = lambda: True
+        """Asks whether the cache is used at all."""
+
+    @property
+    def rung(self) -> Rung:
+        """The state, as far as is known."""
+        return self._known(self.enabled())
+
+    def rungs(self) -> dict[str, bool]:
+        """Return every state, and whether it is that."""
+        rung = self.rung
+        return {each.value: each is rung for each in Rung}
 
 
 def rung_of(*, enabled: bool, available: bool, backplane: bool | None, response_time: float, timeout: float) -> Rung:

@@ -28,6 +28,7 @@ from nexcache.invalidation.generations import Snapshot
 from nexcache.invalidation.targets import check_name
 from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed
 from nexcache.known import Known
+from nexcache.ladder import Rung
 from nexcache.message import StoredResponse
 from nexcache.policy import Covered, Matched, Policies, Policy, TagsInvalid, covered_by, seconds, size_in_bytes
 from nexcache.refresh import AGAIN, CREDENTIALS, REFRESH, Recent, Refreshing, Target
@@ -62,6 +63,7 @@ _BODY_KEYED: Final = 64 * 1024
 _WITH_BODY: Final = ("POST", "QUERY")
 _WITHOUT_BODY: Final = ("GET", "HEAD")
 
+_DISABLED: Final = (cache_status.NAME, cache_status.forwarded("bypass", detail=Bypass.DISABLED))
 _UNASKED: Final = object()
 
 _NOTED_FOR: Final = 1.0
@@ -83,6 +85,10 @@ class ResponseCache(Caching, Protocol):
     @property
     def enabled(self) -> bool:
         """Whether the cache is used at all."""
+
+    @property
+    def state(self) -> Rung:
+        """In which state the cache answers."""
 
     @property
     def leases(self) -> FillLeases | None:
@@ -254,6 +260,8 @@ class CacheMiddleware:
         cache = self._cache
         matched = self._match(scope) if kind == "http" else None
         if matched is None or not cache.enabled:
+            if matched is not None:
+                send = _disabled(send)
             token = current.set(Caller(self._tenant, scope))
             try:
                 if self._http is not None and cache.enabled and kind == "http":
@@ -1125,7 +1133,7 @@ class CacheMiddleware:
                     await self._send_instead(request, request.instead)
                     return
                 if message["type"] == "http.response.start":
-                    message, silent = _first_message(message, fill, snapshot, request)
+                    message, silent = _first_message(message, fill, snapshot, request, self._cache.state)
                 elif silent and message["type"] == "http.response.body":
                     message = {**message, "body": b""}
                 await request.send(message)
@@ -1234,7 +1242,20 @@ class CacheMiddleware:
         await self._cache.aclose()
 
 
-def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _Request) -> tuple[Message, bool]:
+def _disabled(send: Send) -> Send:
+    """Say of an answer that the cache is switched off."""
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), _DISABLED]}
+        await send(message)
+
+    return tell
+
+
+def _first_message(
+    message: Message, fill: Fill, snapshot: Snapshot, request: _Request, state: Rung
+) -> tuple[Message, bool]:
     """Complete the start of an answer on its way to the client; True if no body is to follow (a 304).
 
     The entity tag is known here if the app sent one, or if its body has already come in one message.
@@ -1243,8 +1264,12 @@ def _first_message(message: Message, fill: Fill, snapshot: Snapshot, request: _R
     if request.policy.compress and is_encodable(message["status"], headers):
         headers = list(varying_by_encoding(tuple(headers)))
     complete, reason = fill.complete, fill.not_stored or fill.refused
-    detail = reason if reason is not None else Tier.FALLBACK if snapshot.tier is Tier.FALLBACK else None
-    stored = complete is not None and reason is None
+    if snapshot.tier is Tier.FALLBACK and state not in (Rung.SLOW, Rung.DOWN):
+        state = Rung.DOWN  # for this request it was
+    detail: str | None = state if state is not Rung.OK else None
+    if reason is not None and not (reason is NotStoredReason.BACKEND and detail is not None):
+        detail = reason
+    stored = complete is not None and reason is None and not snapshot.lost
     status = (cache_status.NAME, cache_status.forwarded("uri-miss", stored=stored, detail=detail))
     headers.append(status)
     if reason is not None and complete is None:

@@ -21,6 +21,7 @@ from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations
 from nexcache.invalidation.tags import LiveTags, Remembered
 from nexcache.key import KeySpace
+from nexcache.ladder import Ladder, Rung, rung_of
 from nexcache.ledger import Ledger
 from nexcache.quota import Quota, Quotas
 from nexcache.rate_limit import LocalCounts, Scripted
@@ -88,6 +89,7 @@ class Parts:
     prometheus: PrometheusText
     tracing: OTelTracing
     watch: Watch
+    ladder: Ladder
     explainer: Explainer
     sampler: Sampler
     held: Memory
@@ -151,7 +153,7 @@ def build(
             codec=codec,
             emitter=emitter,
             observe=coherence.observe if coherence is not None else None,
-            away=_away(store),
+            breaker=store.breaker,
             vault=vault,
             quotas=quotas,
         )
@@ -190,7 +192,17 @@ def build(
     def available() -> dict[str, bool]:
         return {"redis": store.available} if store is not None else {"memory": True}
 
-    metrics = OTelMetrics(emitter, counts, memory=lambda: held.size, available=available)
+    def known(enabled: bool) -> Rung:
+        return rung_of(
+            enabled=enabled,
+            available=store is None or store.available,
+            backplane=None if coherence is None else not coherence.lost,
+            response_time=store.pace if store is not None else 0.0,
+            timeout=settings.op_timeout_ms / 1000,
+        )
+
+    ladder = Ladder(known)
+    metrics = OTelMetrics(emitter, counts, memory=lambda: held.size, available=available, state=ladder.rungs)
     shadows = Shadows(emitter)
     gauges = Gauges(
         counts,
@@ -250,10 +262,11 @@ def build(
         shadows=shadows,
         vault=vault,
         metrics=metrics,
-        prometheus=PrometheusText(emitter, counts, memory=lambda: held.size, available=available),
+        prometheus=PrometheusText(emitter, counts, memory=lambda: held.size, available=available, state=ladder.rungs),
         tracing=tracing,
         held=held,
         watch=watch,
+        ladder=ladder,
         explainer=Explainer(keys=keys, entries=entries, recent=recent, reasons=reasons),
         sampler=Sampler(
             keys=keys,
@@ -306,14 +319,6 @@ def _leases(store: "RedisCommands | None", coherence: "Coherence | None") -> Fil
     if coherence is not None:
         coherence.on_announcement(leases.received)
     return leases
-
-
-def _away(store: "RedisCommands") -> Callable[[], bool]:
-    """Return what says that no tenant's server lets calls through."""
-    from nexcache.stores.target import ClusterTarget  # noqa: PLC0415 - only with a store
-
-    # of a cluster one shard may be away: that is its own tenants' matter
-    return (lambda: False) if isinstance(store.target, ClusterTarget) else (lambda: not store.available)
 
 
 async def _mend(store: "RedisCommands", ttl_ms: int) -> int:

@@ -80,6 +80,8 @@ class Backplane:
         self._door = door if door is not None else Door()
         self.node: bytes = secrets.token_hex(8).encode()
         self.connected: bool = False
+        self.lost: bool = False
+        """It is not connected, and that is not for its having only begun."""
         self._connect = connect
         self._store = store
         self._view = view
@@ -94,7 +96,7 @@ class Backplane:
         """Listen from now on, on this event loop."""
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            self.connected = False
+            self.connected = self.lost = False
             self._task = loop.create_task(self._run(), name="nexcache-backplane")
 
     async def aclose(self) -> None:
@@ -104,7 +106,7 @@ class Backplane:
         if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        self.connected = False
+        self.connected = self.lost = False
 
     def message(self, keys: Sequence[bytes], identity: bytes = b"") -> bytes:
         """Write down that these generations changed; with an identity the nodes are to confirm it."""
@@ -127,6 +129,7 @@ class Backplane:
             except (RedisError, OSError, TimeoutError, StoreError):
                 delay = min(delay * 2, _SLOWEST) if not self.connected else 0.05
             finally:
+                self.lost = True
                 self._changed(connected=False)
                 try:
                     await connection.disconnect()
@@ -141,6 +144,7 @@ class Backplane:
             await connection.send_command("SUBSCRIBE", EVENTS, _ACKS + self.node, check_health=False)
             for _ in range(2):
                 await connection.read_response(timeout=math.inf)
+        self.lost = False
         self._changed(connected=True)
         while True:
             try:

@@ -66,6 +66,11 @@ class Coherence:
         """Whether invalidations of other nodes are heard at once."""
         return self._backplane.connected
 
+    @property
+    def lost(self) -> bool:
+        """Whether invalidations of other nodes are not heard at once, although this node has tried."""
+        return self._backplane.lost
+
     def on_announcement(self, callback: Callable[[object], None]) -> None:
         """Pass on what other nodes say beside invalidations."""
         self._backplane.on_announcement = callback

@@ -84,6 +84,11 @@ class ClusterStore(RedisCommands):
         return all(shard.available for shard in self._primaries().values())
 
     @property
+    def pace(self) -> float:
+        """About how many seconds an answer of the slowest primary takes lately."""
+        return max((shard.pace for shard in self._primaries().values()), default=0.0)
+
+    @property
     def commands(self) -> int:
         """Commands sent since start."""
         return self._commands_before + sum(shard.commands for shard in self._shards.values())

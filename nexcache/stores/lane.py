@@ -31,6 +31,10 @@ from nexcache.stores.faults import classify
 
 Command: TypeAlias = tuple[Any, ...]
 
+_PACE: Final = 0.5
+"""By how much of the difference one answer moves the pace."""
+_PACE_HOLDS: Final = 10.0
+"""Seconds after which an answer says nothing of now."""
 _MOST_WAITING: Final = 20_000
 _MISPLACED: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 """Answers of a server that is not, or not yet, the one to ask."""
@@ -143,6 +147,8 @@ class Lane:
         self._epoch = b""
         self._epoch_read_at = -math.inf
         self._dropped_at = -math.inf
+        self._pace = 0.0
+        self._paced_at = -math.inf
         self.commands: int = 0
         self.connections: int = 0
 
@@ -190,6 +196,17 @@ class Lane:
             self._runner = loop.create_task(self._run(), name="nexcache-lane")
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def pace(self, now: float) -> float:
+        """Return about how many seconds an answer takes lately, by the loop's clock; 0 where nobody has asked.
+
+        Measured where the epoch is asked for, not at every answer; one that did not come counts as the limit.
+        """
+        return self._pace if now - self._paced_at < _PACE_HOLDS else 0.0
+
+    def _took(self, seconds: float, now: float) -> None:
+        self._pace += _PACE * (seconds - self._pace)
+        self._paced_at = now
 
     async def aclose(self) -> None:
         """Close the connection; what waits fails, and the next command opens it again."""
@@ -317,6 +334,8 @@ class Lane:
     def _answered(self, request: _Request) -> None:
         if request.future is None:
             self._epoch = self._epoch_reader.of(request.replies)
+            now = asyncio.get_running_loop().time()
+            self._took(now - request.sent_at, now)
         elif not request.future.done():
             request.future.set_result((request.replies, self._epoch))
         if request.misplaced:
@@ -364,6 +383,7 @@ class Lane:
             if request.future is None or request.future.done():
                 continue
             if request.deadline <= now:
+                self._took(self._timeout, now)
                 request.fail(error)
             else:
                 next_deadline = min(next_deadline, request.deadline)

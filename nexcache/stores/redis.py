@@ -154,6 +154,16 @@ class RedisCommands(ABC):
         """Whether calls are let through."""
 
     @property
+    def breaker(self) -> Breaker | None:
+        """What keeps all calls from the server; None where there are several servers, each with its own."""
+        return None
+
+    @property
+    @abstractmethod
+    def pace(self) -> float:
+        """About how many seconds an answer takes lately; of any thread."""
+
+    @property
     @abstractmethod
     def commands(self) -> int:
         """Commands sent since start."""
@@ -564,6 +574,16 @@ class RedisStore(RedisCommands):
             commands=self.commands,
             detail=detail,
         )
+
+    @property
+    def breaker(self) -> Breaker:
+        """What keeps all calls from the server."""
+        return self._breaker
+
+    @property
+    def pace(self) -> float:
+        """About how many seconds an answer that requests wait for takes lately."""
+        return self._lanes[0].pace(self._loop.time()) if self._loop is not None else 0.0
 
     @property
     def commands(self) -> int:

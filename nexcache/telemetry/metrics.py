@@ -45,9 +45,10 @@ class OTelMetrics:
     """Reports one cache on the meter `nexcache`, until `close()` or until the cache is gone.
 
     `memory` gives the entries and bytes that the process holds, `available` the state of each backend by its
-    name; readers call both from threads of their own. `tenants` are those that may appear as
-    `nexcache.tenant.id` on the counters of requests, of what was stored or not, and of invalidations; all others are
-    `_other` there. Without `meter_provider` it is the global one, also if that is installed later.
+    name, `state` every state of the ladder and whether it is that; readers call them from threads of their own.
+    `tenants` are those that may appear as `nexcache.tenant.id` on the counters of requests, of what was stored or not,
+    and of invalidations; all others are `_other` there. Without `meter_provider` it is the global one, also if that is
+    installed later.
     """
 
     _HEARD: Final = (Filled, Stored, NotStored, Invalidated, Evicted, BackendFailed, Reached)
@@ -59,12 +60,14 @@ class OTelMetrics:
         *,
         memory: Callable[[], tuple[int, int]] | None = None,
         available: Callable[[], Mapping[str, bool]] | None = None,
+        state: Callable[[], Mapping[str, bool]] | None = None,
         tenants: Collection[str] = (),
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._emitter = emitter
         self._memory = memory
         self._available = available
+        self._state = state
         self._label = _label(frozenset(tenants))
         self._instruments = _instruments_of(meter_provider)
         self._instruments.observe(self, counts, self._label)
@@ -87,8 +90,15 @@ class OTelMetrics:
 
     def available(self) -> Mapping[str, bool]:
         """Return the state of each backend; nothing where asking raises (counted)."""
+        return self._asked(self._available)
+
+    def state(self) -> Mapping[str, bool]:
+        """Return in which state the cache answers; nothing where asking raises (counted)."""
+        return self._asked(self._state)
+
+    def _asked(self, ask: Callable[[], Mapping[str, bool]] | None) -> Mapping[str, bool]:
         try:
-            return self._available() if self._available is not None else {}
+            return ask() if ask is not None else {}
         except Exception:  # noqa: BLE001 - as above
             self._emitter.failures += 1
             return {}
@@ -255,6 +265,9 @@ class _Instruments:
             "Time to ask the store for an entry.",
             explicit_bucket_boundaries_advisory=names.LOOKUP_BOUNDS,
         )
+        meter.create_observable_up_down_counter(
+            names.METRIC_STATE, [self._rungs], "{cache}", "Caches that are in a state: ok, slow, down, and so on."
+        )
         self.fill_duration = meter.create_histogram(
             names.METRIC_FILL_DURATION,
             "s",
@@ -323,6 +336,12 @@ class _Instruments:
     def _held(self, which: int, _: CallbackOptions) -> list[Observation]:
         held = [memory[which] for owner in self._owners() if (memory := owner.memory()) is not None]
         return [Observation(sum(held))] if held else []
+
+    def _rungs(self, _: CallbackOptions) -> list[Observation]:
+        rungs: Counter[str] = Counter()
+        for owner in self._owners():
+            rungs.update({name: int(it) for name, it in owner.state().items()})
+        return [Observation(number, {names.ATTR_STATE: name}) for name, number in rungs.items()]
 
     def _states(self, _: CallbackOptions) -> list[Observation]:
         states: dict[str, bool] = {}

@@ -104,10 +104,12 @@ class PrometheusText:
         *,
         memory: Callable[[], tuple[int, int]],
         available: Callable[[], Mapping[str, bool]],
+        state: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
         self._counts = counts
         self._memory = memory
         self._available = available
+        self._state = state
         self._totals: Counter[tuple[str, str | None, Series]] = Counter()
         self._histograms: dict[tuple[str, str | None, Series], _Histogram] = {}
         emitter.subscribe(self._record, *self._HEARD)
@@ -142,6 +144,8 @@ class PrometheusText:
             lines += _family(
                 _words(names.METRIC_BACKEND_AVAILABLE), "gauge", "1 while the backend answers, else 0.", states
             )
+            rungs: dict[Series, int] = {((names.ATTR_STATE, name),): int(it) for name, it in self._state().items()}
+            lines += _family(_words(names.METRIC_STATE), "gauge", "1 for the state of the cache, else 0.", rungs)
         return "".join(f"{line}\n" for line in lines)
 
     def _histogram_lines(self, tenant: str | None) -> Iterator[str]:

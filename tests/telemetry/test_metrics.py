@@ -41,11 +41,13 @@ class Cache:
         self.counts = Counts()
         self.memory = (0, 0)
         self.available = {"redis": True}
+        self.state = {"ok": True, "down": False}
         self.metrics = OTelMetrics(
             self.emitter,
             self.counts,
             memory=lambda: self.memory,
             available=lambda: self.available,
+            state=lambda: self.state,
             tenants=tenants,
             meter_provider=None if meters is None else meters.provider,
         )
@@ -58,6 +60,7 @@ def invalidated(tenant: str = "acme", trigger: Trigger = Trigger.INGEST, scope: 
 def series(**attributes: str) -> frozenset[tuple[str, object]]:
     words = {
         "operation": "nexcache.operation",
+        "state": "nexcache.state.name",
         "result": "nexcache.cache.result",
         "tier": "nexcache.cache.tier",
         "tenant": "nexcache.tenant.id",
@@ -166,6 +169,7 @@ REQUESTS = {
         pytest.param("nexcache.backend.errors", "{error}", Sum, {series(error="timeout", call="get"): 1}, id="errors"),
         pytest.param("nexcache.memory.entry.count", "{entry}", Sum, {series(): 12}, id="entries"),
         pytest.param("nexcache.memory.usage", "By", Sum, {series(): 4096}, id="bytes"),
+        pytest.param("nexcache.state", "{cache}", Sum, {series(state="ok"): 1, series(state="down"): 0}, id="state"),
         pytest.param("nexcache.backend.available", "1", Gauge, {series(backend="redis"): 1}, id="available"),
     ],
 )
@@ -189,7 +193,7 @@ def test_counters_only_rise_and_memory_may_fall(meters: Meters) -> None:
     cache = Cache(meters)
     a_bit_of_everything(cache)
     sums = {name: metric.data.is_monotonic for name, metric in meters.collect().items() if isinstance(metric.data, Sum)}
-    falling = {"nexcache.memory.entry.count", "nexcache.memory.usage"}
+    falling = {"nexcache.memory.entry.count", "nexcache.memory.usage", "nexcache.state"}
     assert {name for name, monotonic in sums.items() if not monotonic} == falling
 
 
@@ -224,6 +228,7 @@ def test_what_a_cache_does_not_know_is_not_reported(meters: Meters) -> None:
     assert "nexcache.requests" not in meters.collect()
     assert "nexcache.memory.usage" not in meters.collect()
     assert "nexcache.backend.available" not in meters.collect()
+    assert "nexcache.state" not in meters.collect()
     metrics.close()
 
 
@@ -253,6 +258,7 @@ def test_five_thousand_tenants_make_no_further_series(meters: Meters) -> None:
         "nexcache.memory.entry.count": 1,
         "nexcache.memory.usage": 1,
         "nexcache.backend.available": 1,
+        "nexcache.state": 2,
     }
     assert meters.values("nexcache.requests")[series(operation="map", result="hit", tier="memory")] == 5_000
     assert meters.values("nexcache.invalidations")[series(trigger="ingest", scope="operation")] == 5_000

@@ -104,6 +104,6 @@ async def test_without_the_store_this_process_answers_for_a_while_and_says_so(mo
         miss, hit = await client.get("/1"), await client.get("/1")
         await cache.invalidate("acme", "n")
         after = await client.get("/1")
-    assert miss.cache == after.cache == "NexCache; fwd=uri-miss; stored; detail=fallback"
+    assert miss.cache == after.cache == "NexCache; fwd=uri-miss; stored; detail=down"
     assert hit.cache == "NexCache; hit; ttl=10; detail=fallback"
     await cache.aclose()
