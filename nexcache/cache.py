@@ -753,7 +753,7 @@ class NexCache:
         """Ask the store how it is, and say in which state the cache answers."""
         parts = self._parts
         store = await parts.store.health()
-        backplane = parts.coherence.connected if parts.coherence is not None else None
+        backplane = parts.coherence.hears if parts.coherence is not None else None
         return Health(
             store=store,
             state=rung_of(

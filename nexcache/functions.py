@@ -31,7 +31,7 @@ from typing import (
 from nexcache import tenants
 from nexcache.collapse import UntilSent
 from nexcache.entries import Entries, Found, Live, Missing, Raw
-from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NoTenant, OverQuota
+from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NexCacheError, NoTenant, OverQuota
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.invalidation.apply import Invalidation
 from nexcache.invalidation.generations import Snapshot
@@ -43,7 +43,7 @@ from nexcache.parameters import Parameters
 from nexcache.policy import Duration, Size, size_in_bytes
 from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import Counts, OperationCounts
-from nexcache.telemetry.events import Answered, Emitter, Filled, NotStored, RequestSpan
+from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
 from nexcache.tenants import is_valid_id
 from nexcache.value_codec import NotDecodable, NotEncodable, Types, ValueCodec, encode_key, is_immutable
@@ -52,6 +52,7 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
+T = TypeVar("T")
 
 Tags: TypeAlias = Sequence[str] | Callable[..., Iterable[str]]
 TenantOf: TypeAlias = str | Callable[..., str | Awaitable[str | None] | None] | None
@@ -98,6 +99,15 @@ class Options:
             raise InvalidName(f"the operation {self.operation!a} is a pattern: give it a name without * and ?")
         if isinstance(self.tags, str):
             raise ConfigurationError(f'{self.operation}: tags takes a list, such as ["{self.tags}"], not one string')
+
+
+class HookRaised(Exception):  # noqa: N818 - reads as what it says
+    """A callable of the application raised: the call goes past the cache. Never seen outside."""
+
+    def __init__(self, hook: str, error: Exception) -> None:
+        super().__init__(hook)
+        self.hook = hook
+        self.error = error
 
 
 class Question:
@@ -543,10 +553,9 @@ class Calls:
             raise
         try:
             written = lead.question.encode(value)
-        except Exception as error:  # noqa: BLE001 - the condition raised: the caller's mistake, and the caller's to see
-            self.fail(lead)
-            computed.set_exception(error)
-            return
+        except Exception as error:  # noqa: BLE001 - the condition raised; the function did not
+            self._emitter.emit(HookFailed("condition", type(error).__name__))
+            written = Written(None, NotStoredReason.CONDITION)
         computed.set_result(value)
         await self.finish(lead, written)
 
@@ -665,12 +674,15 @@ class Asker:
         return self._codec
 
     def identify(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], Any, bytes]:
-        """Return the arguments in order, the tenant (perhaps still to be awaited), and what the call is keyed by."""
+        """Return the arguments in order, the tenant (perhaps still to be awaited), and what the call is keyed by.
+
+        Raises HookRaised, as all that follows does, where a callable of the application raised.
+        """
         values = self.parameters.values(args, kwargs)
         if self._by_argument:
             tenant = self.parameters.tenant(values)
         elif self._tenant_of is not None:
-            tenant = self._tenant_of(*args, **kwargs)
+            tenant = _called("tenant", self._tenant_of, *args, **kwargs)
         else:
             tenant = tenants.current.get()
             if tenant is None:
@@ -680,7 +692,7 @@ class Asker:
         if self._key is None:
             return values, tenant, self.parameters.key(values)
         try:
-            return values, tenant, encode_key([self._key(*args, **kwargs)])
+            return values, tenant, encode_key([_called("key", self._key, *args, **kwargs)])
         except NotEncodable as error:
             raise CannotKey(self.parameters.function, "key", error.kind) from error
 
@@ -711,9 +723,9 @@ class Asker:
         options = self.options
         by_name = self.parameters.by_name(values)
         if callable(options.tags):
-            found = [check_name("tag", tag) for tag in options.tags(**by_name)]
+            found = [check_name("tag", tag) for tag in _called("tags", options.tags, **by_name)]
         else:
-            found = [self._tag(template, by_name) for template in options.tags]
+            found = [_called("tags", self._tag, template, by_name) for template in options.tags]
         if len(found) >= MOST_TAGS:
             raise InvalidName(f"{self.operation}: more than {MOST_TAGS - 1} tags")
         return tuple(dict.fromkeys(found))
@@ -763,7 +775,10 @@ class Asker:
 
     def name(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """Return the key of a call in the store."""
-        _, tenant, packed = self.identify(args, kwargs)
+        try:
+            _, tenant, packed = self.identify(args, kwargs)
+        except HookRaised as raised:
+            raise raised.error from None
         tenant = self.checked(tenant)
         request = self.cache.keys.call(tenant, self.operation, self.identity, packed)
         return self.cache.keys.key(tenant, self.operation, request).name.decode()
@@ -792,6 +807,15 @@ class Asker:
         duration = time.perf_counter() - started
         answered = Answered(self.operation, tenant, Result.BYPASS, reason=reason, duration=duration)
         self.cache.calls.bypassed(answered, self.cache.counts.of(tenant, self.operation), span)
+
+    def passed(self, raised: HookRaised, tenant: object, started: float) -> None:
+        """Count and tell that a call went past the cache because a callable of the application raised."""
+        self.cache.emitter.emit(HookFailed(raised.hook, type(raised.error).__name__))
+        reason = Bypass.NO_TENANT if raised.hook == "tenant" else Bypass.KEY_TOO_LONG
+        whose = tenant if isinstance(tenant, str) else None
+        duration = time.perf_counter() - started
+        answered = Answered(self.operation, whose, Result.BYPASS, reason=reason, duration=duration)
+        self.cache.calls.bypassed(answered, self.cache.counts.of(whose, self.operation), None)
 
     def is_off(self, tenant: object) -> bool:
         """Whether calls go past the cache, those of this tenant if it is known already."""
@@ -823,6 +847,28 @@ class Asker:
             raise
 
 
+def _called(hook: str, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Call what the application gave; what it raises of ours, it means to."""
+    try:
+        return function(*args, **kwargs)
+    except NexCacheError:
+        raise
+    except Exception as error:
+        raise HookRaised(hook, error) from error
+
+
+async def awaited(tenant: Any) -> Any:
+    """Wait for a tenant that has to be waited for; raises HookRaised."""
+    if not inspect.isawaitable(tenant):
+        return tenant
+    try:
+        return await tenant
+    except NexCacheError:
+        raise
+    except Exception as error:
+        raise HookRaised("tenant", error) from error
+
+
 def _returned(function: Callable[..., Any]) -> Any:
     try:
         return get_type_hints(function, include_extras=True).get("return")
@@ -843,7 +889,12 @@ class Cached(Generic[P, R]):
         started = time.perf_counter()
         asker = self._asker
         cache = asker.cache
-        values, tenant, packed = asker.identify(args, kwargs)
+        tenant: Any = None
+        try:
+            values, tenant, packed = asker.identify(args, kwargs)
+        except HookRaised as raised:
+            asker.passed(raised, None, started)
+            return await self._function(*args, **kwargs)
         span = asker.span()
         first = cache.entries.first
         off = asker.is_off(tenant)
@@ -853,10 +904,14 @@ class Cached(Generic[P, R]):
                 value: R = asker.remembered(live, tenant, span, started)
                 if value is not NOTHING:
                     return value
-        tenant = asker.checked(await tenant if inspect.isawaitable(tenant) else tenant)
-        off = off or asker.is_off(tenant)
-        reason = Bypass.DISABLED if off else Bypass.KEY_TOO_LONG
-        question = None if off else asker.question(values, tenant, packed, span, started)
+        try:
+            tenant = asker.checked(await awaited(tenant))
+            off = off or asker.is_off(tenant)
+            reason = Bypass.DISABLED if off else Bypass.KEY_TOO_LONG
+            question = None if off else asker.question(values, tenant, packed, span, started)
+        except HookRaised as raised:
+            asker.passed(raised, tenant, started)
+            return await self._function(*args, **kwargs)
         if question is None:
             try:
                 return await self._function(*args, **kwargs)
@@ -905,10 +960,13 @@ class Cached(Generic[P, R]):
 
     async def _question(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Question | None:
         asker = self._asker
-        values, tenant, packed = asker.identify(args, kwargs)
-        tenant = asker.checked(await tenant if inspect.isawaitable(tenant) else tenant)
-        await asker.cache.start()
-        return asker.question(values, tenant, packed, None, time.perf_counter())
+        try:
+            values, tenant, packed = asker.identify(args, kwargs)
+            tenant = asker.checked(await awaited(tenant))
+            await asker.cache.start()
+            return asker.question(values, tenant, packed, None, time.perf_counter())
+        except HookRaised as raised:  # what is asked for by name cannot be done without
+            raise raised.error from None
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> "Cached[P, R]": ...

@@ -493,7 +493,7 @@ class CacheMiddleware:
             )
             if isinstance(looked, Found) and refreshing is not None:
                 if waits or (
-                    refreshing.replaces is not None and looked.prepared.response.stored_at != refreshing.replaces
+                    refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces
                 ):
                     refreshing.kept = True  # by somebody else
                     return

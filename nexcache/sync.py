@@ -14,7 +14,7 @@ import atexit
 import ctypes
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import update_wrapper
 from threading import Lock, Thread
@@ -29,11 +29,13 @@ from nexcache.functions import (
     Asker,
     CallCache,
     Explained,
+    HookRaised,
     Lead,
     Options,
     Question,
     Tags,
     TenantOf,
+    awaited,
     bind,
     check_is_plain,
     question_of_parts,
@@ -458,10 +460,6 @@ def keep_for_ever(what: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(what))
 
 
-async def _awaited(tenant: Awaitable[Any]) -> Any:
-    return await tenant
-
-
 async def _nothing() -> None:
     """Leave nothing behind."""
 
@@ -495,7 +493,12 @@ class SyncCached(Generic[P, R]):
         refuse_in_loop()
         asker = self._asker
         cache = asker.cache
-        values, tenant, packed = asker.identify(args, kwargs)
+        tenant: Any = None
+        try:
+            values, tenant, packed = asker.identify(args, kwargs)
+        except HookRaised as raised:
+            asker.passed(raised, None, started)
+            return self._function(*args, **kwargs)
         span = asker.span()
         first = cache.entries.first
         off = asker.is_off(tenant)
@@ -505,9 +508,13 @@ class SyncCached(Generic[P, R]):
                 value: R = asker.remembered(live, tenant, span, started)
                 if value is not NOTHING:
                     return value
-        whose = self._whose(tenant)
-        off = off or asker.is_off(whose)
-        question = None if off else asker.question(values, whose, packed, span, started)
+        try:
+            whose = self._whose(tenant)
+            off = off or asker.is_off(whose)
+            question = None if off else asker.question(values, whose, packed, span, started)
+        except HookRaised as raised:
+            asker.passed(raised, tenant, started)
+            return self._function(*args, **kwargs)
         if question is None:
             reason = Bypass.DISABLED if off else Bypass.KEY_TOO_LONG
             try:
@@ -555,11 +562,14 @@ class SyncCached(Generic[P, R]):
         return self._face.run(self._asker.explain(question))
 
     def _question(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Question | None:
-        values, tenant, packed = self._asker.identify(args, kwargs)
-        return self._asker.question(values, self._whose(tenant), packed, None, time.perf_counter())
+        try:
+            values, tenant, packed = self._asker.identify(args, kwargs)
+            return self._asker.question(values, self._whose(tenant), packed, None, time.perf_counter())
+        except HookRaised as raised:
+            raise raised.error from None
 
     def _whose(self, tenant: Any) -> str:
-        return self._asker.checked(self._face.run(_awaited(tenant)) if inspect.isawaitable(tenant) else tenant)
+        return self._asker.checked(self._face.run(awaited(tenant)) if inspect.isawaitable(tenant) else tenant)
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> "SyncCached[P, R]": ...

@@ -157,7 +157,7 @@ def build(
             vault=vault,
             quotas=quotas,
         )
-        if coherence is not None:
+        if coherence is not None and settings.l1_enabled:
             l1 = Memory(
                 generations=coherence.view,
                 max_bytes=settings.l1_max_bytes,
@@ -280,15 +280,15 @@ def build(
 
 
 def _coherence(settings: Settings, store: "RedisCommands | None", emitter: Emitter) -> "Coherence | None":
-    """Make what keeps a memory in front of the store right; None where there shall be none."""
-    if store is None or not settings.l1_enabled:
+    """Make what keeps memories in front of the store right, this node's or only those of others; None without one."""
+    if store is None:
         return None
     from nexcache.invalidation.backplane import Backplane  # noqa: PLC0415 - only with a store
-    from nexcache.invalidation.coherence import Coherence  # noqa: PLC0415 - only with a store
+    from nexcache.invalidation.coherence import Bystander, Coherence  # noqa: PLC0415 - only with a store
     from nexcache.invalidation.view import View  # noqa: PLC0415 - only with a store
 
     view = View(lease=settings.l1_lease_ms / 1000)
-    return Coherence(
+    return (Coherence if settings.l1_enabled else Bystander)(
         store=store,
         view=view,
         backplane=Backplane(store.connect, store=store, view=view, emitter=emitter, door=store.door),

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from nexcache import CacheMiddleware, ConfigurationError, NexCache, Policy, Settings, tenants
 from nexcache.errors import CannotKey, InvalidName, NoTenant
 from nexcache.invalidation.tags import MOST_TAGS
-from nexcache.telemetry.events import Answered, Event, NotStored
+from nexcache.telemetry.events import Answered, Event, HookFailed, NotStored
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result
 from nexcache.value_codec import NotEncodable
 from tests.servers import Valkey
@@ -220,13 +220,58 @@ async def test_what_the_condition_refuses_is_returned_and_not_kept(cache: NexCac
     assert len(calls) == 2
 
 
-async def test_a_condition_that_raises_is_the_callers_to_see(local: NexCache) -> None:
-    @local.cached("user", ttl=60, condition=lambda value: value["absent"])
-    async def user() -> dict[str, int]:
-        return {}
+def _raises(*_: object, **__: object) -> Any:
+    raise LookupError("as the test wants it")
 
-    with pytest.raises(KeyError, match="absent"):
-        await user()
+
+async def _raises_later(*_: object, **__: object) -> str:
+    raise LookupError("as the test wants it")
+
+
+@pytest.mark.parametrize(
+    ("options", "hook"),
+    [
+        pytest.param({"key": _raises}, "key", id="key"),
+        pytest.param({"tags": _raises}, "tags", id="tags"),
+        pytest.param({"tags": ["user:{number.absent}"]}, "tags", id="a tag's template"),
+        pytest.param({"tenant": _raises}, "tenant", id="tenant"),
+        pytest.param({"tenant": _raises_later}, "tenant", id="tenant that is waited for"),
+        pytest.param({"condition": _raises}, "condition", id="condition"),
+    ],
+)
+async def test_what_the_application_gave_may_raise_and_the_call_is_answered_all_the_same(
+    cache: NexCache, options: dict[str, Any], hook: str
+) -> None:
+    failed: list[HookFailed] = []
+    cache.emitter.subscribe(failed.append, HookFailed)  # type: ignore[arg-type]
+    calls = Calls(lambda: "answer")
+    settings: dict[str, Any] = {"ttl": 60, "tenant": lambda number: "acme", **options}
+
+    @cache.cached("user", **settings)
+    async def user(number: int) -> str:
+        return calls()  # type: ignore[no-any-return]
+
+    assert [await user(1), await user(1)] == ["answer", "answer"]
+    assert len(calls) == 2, "nothing of it is kept"
+    assert failed == [HookFailed(hook, failed[0].error)] * 2
+    if hook != "condition":
+        with pytest.raises((LookupError, AttributeError)):
+            await user.invalidate(1)  # what is asked for by name is not passed over
+
+
+async def test_in_synchronous_code_too(local: NexCache) -> None:
+    failed: list[HookFailed] = []
+    local.emitter.subscribe(failed.append, HookFailed)  # type: ignore[arg-type]
+
+    def ask() -> list[str]:
+        asked = []
+        for options in ({"key": _raises}, {"tags": _raises}, {"tenant": _raises}, {"tenant": _raises_later}):
+            settings: dict[str, Any] = {"ttl": 60, "tenant": lambda: "acme", **options}
+            asked.append(local.sync.cached("user", **settings)(lambda: "answer")())
+        return asked
+
+    assert await asyncio.to_thread(ask) == ["answer"] * 4
+    assert [each.hook for each in failed] == ["key", "tags", "tenant", "tenant"]
 
 
 class Opaque:

@@ -34,6 +34,9 @@ class Registers(Protocol):
     async def nodes(self) -> Register:
         """Return the register as it is; raises StoreError."""
 
+    async def begin_register(self) -> None:
+        """Give the register a name, if it has none; raises StoreError."""
+
     async def vouch(self, register: bytes) -> None:
         """Tell all that may ask that a register is whole; raises StoreError."""
 
@@ -70,6 +73,11 @@ class Coherence:
     def lost(self) -> bool:
         """Whether invalidations of other nodes are not heard at once, although this node has tried."""
         return self._backplane.lost
+
+    @property
+    def hears(self) -> bool | None:
+        """What health says of `connected`; None where it makes no difference to what this node answers."""
+        return self.connected
 
     def on_announcement(self, callback: Callable[[object], None]) -> None:
         """Pass on what other nodes say beside invalidations."""
@@ -185,3 +193,38 @@ class Coherence:
 
     def _registration(self) -> bytes:
         return b"%d:%d" % (self.view.lease * 1000, self._count)
+
+
+class Bystander(Coherence):
+    """The part of a node that has no memory: it trusts nothing and stands in no register, and tells those that do.
+
+    It listens from its first strict invalidation on, for the confirmations of others.
+    """
+
+    @property
+    def hears(self) -> bool | None:
+        """Not asked: it reads the store at each request."""
+        return None
+
+    @property
+    def lost(self) -> bool:
+        """Not asked, either."""
+        return False
+
+    def start(self) -> None:
+        """Take no part until there is something to wait for."""
+
+    def observe(self, keys: Sequence[bytes], reading: Reading) -> None:
+        """Take nothing over."""
+
+    def invalidated(self, keys: Collection[bytes]) -> None:
+        """Trust nothing less than before."""
+
+    async def confirmed(self, keys: Sequence[bytes]) -> None:
+        """After the generations were removed: return when no node trusts the old ones any more."""
+        self._backplane.start()
+        try:
+            await self._store.begin_register()  # where no node has a memory, nobody else does
+        except StoreError:
+            pass
+        await super().confirmed(keys)

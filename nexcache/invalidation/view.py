@@ -110,6 +110,7 @@ class View:
 
     def invalidated(self, keys: Iterable[bytes]) -> None:
         """Raise a barrier: these generations changed, at this instant or before."""
+        self._prune()  # where nobody reads any more, messages come all the same
         now = self.clock()
         self.changes += 1
         for key in keys:

@@ -36,6 +36,8 @@ _PACE: Final = 0.5
 _PACE_HOLDS: Final = 10.0
 """Seconds after which an answer says nothing of now."""
 _MOST_WAITING: Final = 20_000
+_ENDING: Final = 1.0
+"""Seconds for which nothing is begun on a connection whose task somebody else has cancelled: the loop is ending."""
 _MISPLACED: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 """Answers of a server that is not, or not yet, the one to ask."""
 _ANSWERS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
@@ -149,6 +151,7 @@ class Lane:
         self._dropped_at = -math.inf
         self._pace = 0.0
         self._paced_at = -math.inf
+        self._cancelled_at = -math.inf
         self.commands: int = 0
         self.connections: int = 0
 
@@ -185,7 +188,11 @@ class Lane:
         return Asked(self, request, future)
 
     def _wait_for(self, loop: asyncio.AbstractEventLoop, request: _Request) -> None:
-        running = self._runner is not None and not self._runner.done()
+        runner = self._runner
+        running = runner is not None and not runner.done()
+        if loop.time() - self._cancelled_at < _ENDING or (running and runner is not None and runner.cancelling()):
+            # a task that is begun now would be destroyed with the loop
+            raise StoreUnavailable("connection", "the event loop is ending")
         if not running and (refusal := self._door.refusal) is not None:
             raise refusal
         if len(self._waiting) >= _MOST_WAITING:
@@ -193,7 +200,7 @@ class Lane:
         self._waiting.append(request)
         self._watch(loop, request.deadline)
         if not running:
-            self._runner = loop.create_task(self._run(), name="nexcache-lane")
+            self._runner = loop.create_task(self._run_until_ended(), name="nexcache-lane")
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -225,6 +232,14 @@ class Lane:
         if self._runner is not None:
             self._runner.cancel()
             self._runner = None
+
+    async def _run_until_ended(self) -> None:
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            if self._runner is asyncio.current_task():  # neither closed nor given up by this lane
+                self._cancelled_at = asyncio.get_running_loop().time()
+            raise
 
     async def _run(self) -> None:
         """Open a connection and serve it until it is lost; start over as long as something waits."""

@@ -350,6 +350,10 @@ class RedisCommands(ABC):
         name, vouched = named_in(found.pop(SENTINEL, None), epoch), found.pop(_VOUCHED, None)
         return Register(found, name, vouched=name is not None and vouched == name)
 
+    async def begin_register(self) -> None:
+        """Give the register a name with HSETNX, if it has none: one that nobody stands in can then be known again."""
+        await self._call("renew", (("HSETNX", NODES, SENTINEL, new_token()),), deadline=None)
+
     async def vouch(self, register: bytes) -> None:
         """Say that a register is known for so long that whoever trusts anything stands in it."""
         await self._call("renew", (("HSET", NODES, _VOUCHED, register),), deadline=None, waited_for=False)

@@ -142,6 +142,64 @@ async def test_a_strict_invalidation_is_seen_by_every_node_at_once(node: Callabl
         assert (await b.get())[0] == source.version
 
 
+async def test_a_node_without_a_memory_waits_for_those_that_have_one(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coherence_module, "LONGEST_LEASE", 0.5)
+    source = Source()
+    a, b = node(source, l1_enabled=False), node(source)
+    for turn in range(10):
+        await b.until_in_memory()
+        source.version += 1
+
+        done = await a.cache.invalidate("acme", "page", wait="strict")
+
+        assert done.acknowledged
+        assert (await b.get())[0] == source.version
+        assert turn < 2 or done.waited < 0.5, "what it waits for is confirmed"
+    await b.until_in_memory()
+    monkeypatch.setattr(b.coherence._backplane, "_received", _nothing)
+    source.version += 1
+    done = await a.cache.invalidate("acme", "page", wait="strict")
+    assert done.waited >= 0.5
+    assert (await b.get())[0] == source.version
+    assert a.coherence.hears is None
+
+
+async def test_a_node_without_a_memory_tells_those_that_have_one_at_once(node: Callable[..., Node]) -> None:
+    source = Source()
+    a, b = node(source, l1_enabled=False), node(source)
+    await b.until_in_memory()
+    barriers = len(b.coherence.view._barriers)
+
+    assert (await a.cache.invalidate("acme", "page")).acknowledged
+
+    for _ in range(500):
+        if len(b.coherence.view._barriers) > barriers:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("nobody told it")
+
+
+async def test_where_no_node_has_a_memory_strict_waits_for_nobody(node: Callable[..., Node]) -> None:
+    a = node(Source(), l1_enabled=False)
+    await a.cache.invalidate("acme", "page", wait="strict")
+
+    assert (await a.cache.invalidate("acme", "page", wait="strict")).waited < coherence_module.LONGEST_LEASE
+
+
+async def test_what_others_invalidate_is_not_remembered_for_ever_by_a_node_that_nobody_asks(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = node(Source())
+    _advance(monkeypatch, a, 0.0)
+    for number in range(100):
+        _advance(monkeypatch, a, 1.0)
+        a.coherence.view.invalidated([b"tag %d" % number])
+
+    assert len(a.coherence.view._barriers) < 20
+
+
 async def test_ones_own_invalidation_is_seen_at_once(node: Callable[..., Node]) -> None:
     source = Source()
     a = node(source)

@@ -708,6 +708,26 @@ async def test_a_call_during_the_closing_is_served_and_closed_by_the_next(server
     assert server.clients() == []
 
 
+async def test_nothing_is_begun_while_the_loop_is_ended_from_outside(
+    server: Valkey, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that began then would be destroyed while it is pending: `asyncio.run` cancels those that are there."""
+    store = make(server)
+    assert list((await store.read([b"none"])).values) == [None]
+    theirs = asyncio.all_tasks() - {asyncio.current_task()}
+    assert theirs
+    for task in theirs:
+        task.cancel()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await store.read([b"none"])
+        await asyncio.gather(*theirs, return_exceptions=True)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    monkeypatch.setattr("nexcache.stores.lane._ENDING", 0.0)  # whoever goes on all the same is served again
+    assert list((await store.read([b"none"])).values) == [None]
+
+
 async def test_a_message_goes_to_the_channel_of_the_nodes(server: Valkey, make: Made) -> None:
     store = make(server)
     listener = store.connect()

@@ -68,7 +68,7 @@ class Nodes:
             await ask(site, "/introduction")
             await until(lambda cache=cache: cache.flights.running == 0)  # type: ignore[misc]
             coherence = cache._parts.coherence
-            if coherence is not None:
+            if coherence is not None and coherence.hears is not None:
                 await until(lambda coherence=coherence: coherence.connected)  # type: ignore[misc]
 
     def crowd(self, number: int, size: int = CROWD) -> tuple[list[Exchange], "asyncio.Future[list[Any]]"]:
