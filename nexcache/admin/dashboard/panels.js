@@ -60,7 +60,7 @@ export function tiles({ stats, recent, live }) {
   const hit = recent.latency.hit, miss = recent.latency.miss;
   fill($("tiles"), [
     tile("Requests", rate(live.rate), "per second", spark(live.rates, `Requests per second over the last two minutes, now ${rate(live.rate)}`)),
-    tile("Hit ratio", asked > 0 ? percent(recent.hit_rate) : "–", "5 minutes", meter(asked > 0 ? recent.hit_rate : 0)),
+    tile("Hit ratio", asked > 0 ? percent(recent.hit_rate) : "–", "5 min", meter(asked > 0 ? recent.hit_rate : 0)),
     tile("A hit takes", ms(hit.mean > 0 ? hit.p50 : null), "median", quantiles(hit)),
     tile("A miss takes", ms(miss.mean > 0 ? miss.p50 : null), "median", quantiles(miss)),
     tile("Computations saved", count(stats.saved.computations), `since ${day(stats.since)}`, note(recent.requests > 0 ? `${percent((recent.hits + recent.stale + recent.coalesced) / Math.max(1, recent.requests))} of all, of late` : "")),
