@@ -28,6 +28,8 @@ _NOT_FORWARDED: Final = frozenset(
 """Request fields that are answered by the server in front (RFC 9110 §10.1.1) or written anew."""
 _SENT_AGAIN: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 """Safe methods: sent once more where a kept connection turns out to be closed (RFC 9110 §9.2.2, RFC 9112 §9.3.1)."""
+_COUNTED: Final = frozenset(("OPTIONS", "TRACE"))
+"""Methods whose `Max-Forwards` is heeded (RFC 9110 §7.6.2)."""
 _LOST: Final = (httpcore2.RemoteProtocolError, httpcore2.ReadError, httpcore2.WriteError)
 
 
@@ -87,6 +89,9 @@ class Upstream:
             raise RuntimeError(f"the proxy passes HTTP on, not {scope['type']}")
         scope["nexcache.origin"] = self._origin  # how the service may call itself in Location
         headers = self._request_headers(scope)
+        if scope["method"] in _COUNTED and not _counts_down(headers):
+            await _end_here(scope["method"], send, now=self._clock())
+            return
         sends_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         body = _Body(receive) if sends_body else None
         answer = await self._ask(scope, headers, body)
@@ -176,6 +181,24 @@ class Upstream:
         await receive()
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _counts_down(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Count Max-Forwards down where it is there; False: the request goes no further (RFC 9110 §7.6.2)."""
+    for place, (name, value) in enumerate(headers):
+        if name == b"max-forwards" and value.isdigit():
+            if not int(value[:9]):
+                return False
+            headers[place] = (name, b"%d" % (int(value[:9]) - 1))
+    return True
+
+
+async def _end_here(method: str, send: Send, *, now: float) -> None:
+    """Answer what goes no further: this proxy has no options of its own, and reflects nothing."""
+    date = (b"date", formatdate(now, usegmt=True).encode())
+    headers = [(b"allow", b"GET, HEAD, OPTIONS"), (b"content-length", b"0"), date]
+    await send({"type": "http.response.start", "status": 200 if method == "OPTIONS" else 405, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Body:

@@ -597,6 +597,21 @@ WIRES: Final = [
     ),
 ]
 
+HOPS: Final = [
+    Case(
+        "9110 §7.6.2",
+        "Max-Forwards is counted down, and ends here at nought",
+        [
+            Ask(ORIGIN, [("max-forwards", "3")], method="OPTIONS", sends={"max-forwards": "2"}),
+            Ask(ORIGIN, [("max-forwards", "1")], method="TRACE", sends={"max-forwards": "0"}),
+            Ask(STORED, [("max-forwards", "0")], method="OPTIONS", status=200, content=b""),
+            Ask(STORED, [("max-forwards", "0")], method="TRACE", status=405, content=b""),
+            Ask(ORIGIN, [("max-forwards", "x")], method="OPTIONS", sends={"max-forwards": "x"}),
+            Ask(ORIGIN, [("max-forwards", "0")], reply=SPENT, status=200),
+        ],
+    ),
+]
+
 VARIANTS: Final = [
     twice("9111 §4.1", "what is no name", ORIGIN, FRESH, ("vary", "foo bar"), request=[("foo", "1")]),
     twice("9111 §4.1", "what the proxy writes for each client", ORIGIN, FRESH, ("vary", "X-Forwarded-For")),
@@ -1659,6 +1674,7 @@ DETAILS: Final = [
     *AGES,
     *FIELDS,
     *WIRES,
+    *HOPS,
     *VARIANTS,
     *HEADS,
     *CONDITIONS,
