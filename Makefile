@@ -69,7 +69,7 @@ compare: $(VENV)/.bench ## NexCache beside its peers and beside what it promises
 	$(BIN)/python -m benchmarks.compare $(COMPARE_ARGS)
 
 growth: $(VENV)/.bench ## how costs grow, as tables and pictures in docs/ (minutes)
-	$(BIN)/python -m benchmarks.growth --write docs/figures
+	$(BIN)/python -m benchmarks.growth --write docs
 
 prove: $(VENV)/.dev ## prove the guarantee at length (PROVE_ARGS="--requests 100000")
 	$(BIN)/python -m tests.model.prove $(PROVE_ARGS)

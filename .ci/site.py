@@ -39,6 +39,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run": {
         "operations.md": "Operations",
         "sizing.md": "Sizing and topologies",
+        "performance.md": "Performance",
+        "scaling.md": "Scaling",
         "dashboard.md": "The dashboard",
         "command-line.md": "The command line",
         "compose.md": "A whole system to try",

@@ -1,6 +1,6 @@
 """NexCache beside its peers, and beside what it promises: one command, one table.
 
-    python -m benchmarks.compare [--rounds N] [--quick] [--json] [--only SECTION ...]
+    python -m benchmarks.compare [--rounds N] [--quick] [--json] [--only SECTION ...] [--write docs]
 
 The request is the one of every comparison: a body of 2,000 bytes, 256 distinct URLs with three query parameters each,
 ten request header fields. NexCache does all it does in production: tenant, principal, policy with a tag,
@@ -30,13 +30,14 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import redis
 import redis.asyncio
 import uvloop
 
-from benchmarks import functions, serving, stampede
+from benchmarks import functions, page, serving, stampede
 from benchmarks.hit import BODY, HEADERS, URLS, scope
 from benchmarks.peers import COLD, KEY, PATH, PEERS, Contender, Origin, nexcache
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
@@ -701,11 +702,8 @@ SECTIONS: dict[str, Callable[[Run], Coroutine[Any, Any, None] | None]] = {
 }
 
 
-def show(result: Result) -> None:
-    """Print everything."""
-    print("; ".join(f"{name}: {value}" for name, value in result.machine.items()))
-    for table in result.tables:
-        table.show()
+def verdicts(result: Result) -> Table:
+    """Set what was measured beside what is promised."""
     rows = Table(
         "NexCache, and what is promised", ("figure", "unit", "measured", "best peer", "must", "aim", "verdict")
     )
@@ -722,6 +720,15 @@ def show(result: Result) -> None:
                 row.verdict,
             )
         )
+    return rows
+
+
+def show(result: Result) -> None:
+    """Print everything."""
+    print("; ".join(f"{name}: {value}" for name, value in result.machine.items()))
+    for table in result.tables:
+        table.show()
+    rows = verdicts(result)
     rows.show()
     print("\nInvalidation: python benchmarks/invalidate.py. Redis away, cache off: docs/operations.md.")
     if result.left_out:
@@ -737,6 +744,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="DIRECTORY", help="the directory of performance.md")
     arguments = parser.parse_args()
     logging.disable(logging.ERROR)  # what peers and servers have to say is not part of the table
     with functions.server() as url:
@@ -747,6 +755,13 @@ def main() -> None:
             under_way = SECTIONS[name](run)
             if under_way is not None:
                 uvloop.run(under_way)
+    if arguments.write is not None:
+        found = [*run.result.tables, verdicts(run.result)]
+        texts = [f"**{table.title}**\n\n{page.markdown(table.columns, table.rows)}" for table in found]
+        said = "; ".join(f"{name}: {value}" for name, value in run.result.machine.items())
+        left_out = "\n".join(f"- {reason}" for reason in run.result.left_out)
+        missing = f"\n\nNot measured:\n\n{left_out}" if left_out else ""
+        page.put(arguments.write / "performance.md", "compare", f"\n{said}\n\n" + "\n\n".join(texts) + missing + "\n")
     if arguments.json:
         rows = [{**asdict(row), "verdict": row.verdict} for row in run.result.rows]
         json.dump({**asdict(run.result), "rows": rows}, sys.stdout, indent=2, ensure_ascii=False)

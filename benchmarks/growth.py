@@ -3,7 +3,7 @@
     python -m benchmarks.growth [--quick] [--json] [--only TOPIC ...] [--write DIRECTORY]
 
 Each topic changes one number and leaves all others as they are in benchmarks/compare.py. What is printed are medians of
-interleaved rounds. `--write` draws a picture of each topic as SVG, and writes the tables as Markdown.
+interleaved rounds. `--write docs` draws a picture of each topic (SVG), and puts the tables into docs/performance.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import redis
 import redis.asyncio
 import uvloop
 
-from benchmarks import functions, serving
+from benchmarks import functions, page, serving
 from benchmarks.compare import Client, ignore, machine, number
 from benchmarks.hit import HEADERS, scope
 from benchmarks.peers import KEY, PATH
@@ -59,10 +59,8 @@ class Topic:
     def markdown(self) -> str:
         """Write the table down."""
         names = list(self.lines)
-        rows = [f"| {self.grows} | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
-        for place, step in enumerate(self.steps):
-            rows.append(f"| {step} | " + " | ".join(number(self.lines[name][place]) for name in names) + " |")
-        return "\n".join(rows)
+        rows = [(step, *(number(self.lines[name][place]) for name in names)) for place, step in enumerate(self.steps)]
+        return page.markdown((self.grows, *names), rows)
 
 
 class Site:
@@ -188,9 +186,9 @@ class Run:
         topic = Topic("body", "Size of the body", "bytes", log=True)
         client = redis.asyncio.Redis.from_url(self.url)
         for size in (200, 20_000) if self.quick else (200, 2_000, 20_000, 200_000, 1_000_000):
-            await client.set("bare", b"x" * size)
 
-            async def get() -> float:
+            async def get(size: int = size) -> float:
+                await client.set("bare", b"x" * size)
                 began = time.perf_counter()
                 for _ in range(50):
                     await client.get("bare")
@@ -204,6 +202,8 @@ class Run:
 
     async def _site(self, *, body: int, tags: int) -> dict[str, float | None]:
         urls = 16
+        with redis.Redis.from_url(self.url) as server:
+            server.flushall()  # nothing of the step before
         async with self.memory() as cache, self.store() as stored:
             here, there = Site(cache, body=body, tags=tags), Site(stored, body=body, tags=tags)
             asked = [here.request(each) for each in range(urls)]
@@ -279,10 +279,10 @@ class Run:
         topic = Topic("distance", "Time to Redis and back", "round trip", log=True)
         for milliseconds in (0.0, 1.0) if self.quick else (0.0, 0.5, 1.0, 2.0, 5.0):
             with far(self.url, milliseconds / 2000) as url:
-                topic.add(*await self._at(url))
+                topic.add(f"+{milliseconds:g} ms", await self._at(url))
         return topic
 
-    async def _at(self, url: str) -> tuple[str, dict[str, float | None]]:
+    async def _at(self, url: str) -> dict[str, float | None]:
         async with self.store(url) as cache, self.store(url, l1=True) as with_memory:
             site, near = Site(cache), Site(with_memory)
             asked = [site.request(each % 256) for each in range(1_024)]
@@ -296,7 +296,7 @@ class Run:
                 async def trip() -> float:
                     began = time.perf_counter()
                     await client.ping()
-                    return (time.perf_counter() - began) * 1000
+                    return (time.perf_counter() - began) * 1e6
 
                 away, alone, together, memory, miss = await median(
                     max(3, self.rounds // 2),
@@ -306,9 +306,8 @@ class Run:
                     lambda: near.ask(asked),
                     lambda: site.ask([site.request(next(fresh)) for _ in range(8)]),
                 )
-        figures: dict[str, float | None] = {MEMORY: memory, STORE: alone}
-        figures |= {"hit in Redis, 64 in flight, µs": together, MISS: miss}
-        return f"{away:.1f} ms", figures
+        figures: dict[str, float | None] = {"one PING, µs": away, MEMORY: memory, STORE: alone}
+        return figures | {"hit in Redis, 64 in flight, µs": together, MISS: miss}
 
 
 @contextmanager
@@ -385,7 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="the first steps only")
     parser.add_argument("--only", nargs="+", choices=TOPICS, default=list(TOPICS))
-    parser.add_argument("--write", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--write", type=Path, metavar="DIRECTORY", help="the directory of performance.md")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     logging.disable(logging.ERROR)
@@ -398,9 +397,12 @@ def main() -> None:
             measured = TOPICS[name](run)
             topics.append(measured if isinstance(measured, Topic) else uvloop.run(measured))
     if arguments.write is not None:
+        (arguments.write / "figures").mkdir(exist_ok=True)
         for topic in topics:
-            draw(topic, arguments.write / f"growth-{topic.name}.svg")
-            (arguments.write / f"growth-{topic.name}.md").write_text(topic.markdown() + "\n", encoding="utf-8")
+            draw(topic, arguments.write / "figures" / f"growth-{topic.name}.svg")
+            page.put(arguments.write / "performance.md", f"growth-{topic.name}", f"\n{topic.markdown()}\n")
+        machine_line = "; ".join(f"{name}: {value}" for name, value in found.items())
+        page.put(arguments.write / "performance.md", "growth-machine", machine_line)
     if arguments.json:
         json.dump({"machine": found, "topics": [asdict(topic) for topic in topics]}, sys.stdout, indent=2)
         return

@@ -5,11 +5,14 @@ store, and only an answer that is byte for byte the one that was verified before
 """
 
 from collections.abc import Hashable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nexcache.key import CacheKey
 from nexcache.semantics.reuse import Prepared
 from nexcache.telemetry.counts import OperationCounts
+
+if TYPE_CHECKING:
+    from nexcache.refresh import Target
 
 Raw = tuple[Hashable, ...]
 
@@ -21,13 +24,15 @@ _LONGEST: Final = 64 * 1024
 class Known:
     """A request that was looked up before."""
 
-    __slots__ = ("asked", "counts", "epoch", "key", "noted_at", "prepared", "read", "reply", "size")
+    __slots__ = ("asked", "counts", "epoch", "key", "noted_at", "prepared", "read", "reply", "size", "target")
 
-    def __init__(self, asked: CacheKey, counts: OperationCounts, noted_at: float) -> None:
+    def __init__(self, asked: CacheKey, counts: OperationCounts, target: "Target", noted_at: float) -> None:
         self.asked: CacheKey = asked
         self.key: CacheKey = asked
         """With what else its answer was known to depend on."""
         self.counts: OperationCounts = counts
+        self.target: Target = target
+        """What it asked for, without who asked."""
         self.noted_at: float = noted_at
         """When it was last noted as recent."""
         self.read: bytes = b""
@@ -54,7 +59,9 @@ class KnownRequests:
     def keep(self, raw: Raw, known: Known) -> None:
         """Remember a request, unless it holds too much."""
         self._drop(raw)
-        known.size = 3 * len(known.asked.request) + sum(2 * len(part or b"") for part in known.reply or ())
+        known.size = (
+            3 * len(known.asked.request) + known.target.size + sum(2 * len(part or b"") for part in known.reply or ())
+        )
         if known.size > _LONGEST:
             return
         self._known[raw] = known

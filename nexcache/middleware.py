@@ -369,7 +369,8 @@ class CacheMiddleware:
         """Answer a request that is known if the store still says the same of it; None: go the long way."""
         cache, policy, known = self._cache, matched.policy, ahead.known
         if started - known.noted_at > _NOTED_FOR:
-            return None  # the long way notes it again
+            known.noted_at = started
+            cache.recent.note(known.asked.tenant, policy.op, known.target)
         ahead.deadline = deadline = asyncio.get_running_loop().time() + cache.store_budget
         prepared = known.prepared
         if not await cache.entries.read_again(known, deadline=deadline) or prepared is None:
@@ -511,7 +512,7 @@ class CacheMiddleware:
                 if looked.live is not None and first is not None:
                     first.alias(raw, looked.live)
                 elif looked.read is not None and first is None and policy.window is None and request.body is None:
-                    known = Known(asked, request.counts, request.started)
+                    known = Known(asked, request.counts, self._target(request, keyed), request.started)
                     cache.entries.remember(known, looked)
                     cache.recent.known.keep(raw, known)
                 if waits:
@@ -678,9 +679,12 @@ class CacheMiddleware:
 
     def _note(self, request: _Request, keyed: Keyed, *, hit: bool = False) -> None:
         """Remember what was asked for, but not by whom."""
-        fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
-        recent, target = self._cache.recent, _target(request.scope, fields, request.body or b"")
+        recent, target = self._cache.recent, self._target(request, keyed)
         (recent.hit if hit else recent.note)(request.tenant, request.operation, target)
+
+    def _target(self, request: _Request, keyed: Keyed) -> Target:
+        fields = tuple(pair for pair in keyed.fields if pair[0] not in self._secret)
+        return _target(request.scope, fields, request.body or b"")
 
     # --- computing again, on request -----------------------------------------------------------------------
 

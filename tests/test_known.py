@@ -10,6 +10,7 @@ from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import Message, Receive, Scope, Send
 from nexcache.entries import Entries
 from nexcache.known import Known, KnownRequests
+from nexcache.refresh import Target
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import LookedUp
 from nexcache.telemetry.names import Result, Tier
@@ -262,7 +263,7 @@ async def test_a_known_request_is_noted_as_recent_once_a_second(
     await node.ask()
     await node.ask()
 
-    assert (again, noted) == ([True, True], ["/things/a"])
+    assert (again, noted) == ([True, True, True], ["/things/a"])
 
 
 def test_known_requests_are_bounded_in_number_and_bytes() -> None:
@@ -271,7 +272,7 @@ def test_known_requests_are_bounded_in_number_and_bytes() -> None:
     node = NexCache(Settings(redis_url=None, redis_host=None))
     for number in range(5_000):
         request = b"%d" % number
-        known.keep((number,), Known(node.keys.key("acme", "op", request), counts, 0.0))
+        known.keep((number,), Known(node.keys.key("acme", "op", request), counts, _TARGET, 0.0))
     assert len(known) == 4_096
     assert known.get((903,)) is None
 
@@ -284,7 +285,10 @@ def test_known_requests_are_bounded_in_number_and_bytes() -> None:
     assert (len(known), known._bytes) == (0, 0)
 
 
+_TARGET = Target("GET", "/", None, b"", "", "http", (), b"")
+
+
 def _holding(node: NexCache, size: int) -> Known:
-    known = Known(node.keys.key("acme", "op", b"request"), OperationCounts(), 0.0)
+    known = Known(node.keys.key("acme", "op", b"request"), OperationCounts(), _TARGET, 0.0)
     known.reply = [b"x" * size]
     return known
