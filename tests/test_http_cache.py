@@ -508,7 +508,9 @@ async def test_requests_to_several_nodes_are_one_request_to_the_origin(nodes: tu
     leading = asyncio.create_task(one.ask())
     await until(lambda: one.service.calls == 1)
     waiting = [asyncio.create_task(two.ask()) for _ in range(5)]
-    await asyncio.sleep(0.02)
+    leases = two.cache.leases
+    assert leases is not None
+    await until(lambda: leases._waiting)
     one.service.gate.set()
     assert {answer.body for answer in await asyncio.gather(leading, *waiting)} == {b"answer 1"}
     assert {answer.result().cache for answer in waiting} == {"NexCache; fwd=uri-miss; collapsed"}
