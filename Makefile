@@ -60,6 +60,7 @@ unit: $(VENV)/.dev ## the test suite, on all cores (UNIT_ARGS="tests/wire -n 0")
 
 bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neighbour cost (minutes)
 	$(BIN)/python benchmarks/hit.py
+	$(BIN)/python benchmarks/degraded.py
 	$(BIN)/python benchmarks/stampede.py
 	$(BIN)/python benchmarks/invalidate.py
 	$(BIN)/python benchmarks/fairness.py

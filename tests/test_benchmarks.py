@@ -116,3 +116,23 @@ def test_what_a_tenant_has_asked_for_is_computed_again_for_another_and_their_tim
     another, same = json.loads(printed.stdout)
     assert (another["held by"], another["computed for b"]) == ("another tenant", 300)
     assert same["p"] < 0.01, "a side channel is noticed"
+
+
+def test_what_is_left_of_an_app_without_its_store_is_printed_beside_the_bare_app() -> None:
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "degraded.py"), "--rounds", "1", "--requests", "320", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+    rows = {row["contender"]: row["share"] for row in json.loads(printed.stdout)["rows"]}
+    assert list(rows) == [
+        "bare app",
+        "bare app (A/A)",
+        "switched off",
+        "Redis gone",
+        "Redis gone, without a fallback",
+    ]
+    assert rows["Redis gone"] > rows["Redis gone, without a fallback"] > 0  # what was computed is answered again

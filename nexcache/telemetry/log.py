@@ -81,6 +81,7 @@ class LogListener:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._debug = True
         self._warned: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def subscribe(self, emitter: Emitter) -> None:
@@ -90,7 +91,8 @@ class LogListener:
         """
         self.unsubscribe(emitter)
         emitter.subscribe(self.write, *_ALWAYS)
-        if _debug_enabled():
+        self._debug = _debug_enabled()
+        if self._debug:
             emitter.subscribe(self.write, *_DEBUG)
 
     def unsubscribe(self, emitter: Emitter) -> None:
@@ -114,6 +116,8 @@ class LogListener:
                 self._warn(event, "hook", event.hook)
             case BackendFailed() if event.kind not in _ANNOUNCED:
                 self._warn(event, event.operation, event.kind)
+            case BackendFailed() if not self._debug:
+                pass  # one for each request while the store is away
             case AlertChanged():
                 _log("warning" if event.firing else "info", event)
             case Audited() | Invalidated(trigger=Trigger.ADMIN):
