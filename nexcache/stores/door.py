@@ -1,5 +1,6 @@
 """Keeps connections from knocking again and again where a server refused one of them: a storm helps nobody."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +13,8 @@ from nexcache.stores.faults import classify
 
 _CLOSED_FOR: Final = 1.0
 """Seconds between two attempts, of all connections together, while the server refuses them."""
+_TURN: Final = 0.1
+"""Seconds that one waits for what becomes of another's attempt: a server that refuses does so at once."""
 
 
 class Door:
@@ -21,6 +24,7 @@ class Door:
         self._clock = clock
         self._refusal: StoreRefused | None = None
         self._until = float("-inf")
+        self._entering: asyncio.Future[None] | None = None
 
     @property
     def refusal(self) -> StoreRefused | None:
@@ -30,7 +34,21 @@ class Door:
         return StoreRefused(self._refusal.kind, str(self._refusal))
 
     async def enter(self, connection: AbstractConnection) -> None:
-        """Open a connection; raises StoreUnavailable or StoreRefused."""
+        """Open a connection; raises StoreUnavailable or StoreRefused.
+
+        Those that come while another is being opened wait for what becomes of it: where that one is refused, so are
+        they, and the server is not asked again and again.
+        """
+        loop, other = asyncio.get_running_loop(), self._entering
+        if other is not None and not other.done() and other.get_loop() is loop:
+            await asyncio.wait((other,), timeout=_TURN)
+        mine = self._entering = loop.create_future()
+        try:
+            await self._enter(connection)
+        finally:
+            mine.set_result(None)
+
+    async def _enter(self, connection: AbstractConnection) -> None:
         refusal = self.refusal
         if refusal is not None:
             raise refusal

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,14 @@ TLS_HANDSHAKE: Final = 1.0
 """Seconds for a TLS connection to come about; requests do not wait for it, but for their own limit."""
 _GREETING: Final = 0.4
 """Seconds for what is to be agreed on a connection before its first use."""
+_KEEPALIVE: Final = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
+"""A connection that nobody uses is noticed to be dead after about 16 seconds; one in use by its deadlines."""
+TCP: Final[Mapping[str, Any]] = {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
+"""What the client is told of TCP connections."""
 _ASK_SENTINEL: Final = 0.2
 """Seconds for any step of asking one Sentinel; a silent one is passed over."""
 
@@ -91,7 +100,7 @@ class Target:
         options = self.options(timeout)
         if self.unix_socket:
             return UnixDomainSocketConnection(path=self.unix_socket, **options)
-        options |= {"host": self.host, "port": self.port}
+        options |= {"host": self.host, "port": self.port, **TCP}
         if self.tls:
             return SSLConnection(**options, **self.tls_options())
         return Connection(**options)
@@ -105,6 +114,7 @@ class Target:
             "socket_connect_timeout": max(timeout, TLS_HANDSHAKE) if self.tls else timeout,
             "retry": Retry(NoBackoff(), 0),
             "retry_on_timeout": False,
+            "retry_on_error": [],
             "health_check_interval": 0,
             "decode_responses": False,
             "protocol": 2,
@@ -151,7 +161,7 @@ class SentinelTarget:
 
     def connection(self, timeout: float) -> AbstractConnection:
         """Make a connection that looks for the primary when it is opened."""
-        options = self.server.options(timeout) | {"found_by": self}
+        options = self.server.options(timeout) | {**TCP, "found_by": self}
         return _FoundTls(**options, **self.server.tls_options()) if self.server.tls else _Found(**options)
 
     async def primary(self) -> Address:
@@ -160,7 +170,10 @@ class SentinelTarget:
         options: dict[str, Any] = {
             "socket_timeout": _ASK_SENTINEL,
             "socket_connect_timeout": _ASK_SENTINEL * (3 if self.server.tls else 1),
+            **TCP,
             "retry": Retry(NoBackoff(), 0),
+            "retry_on_error": [],
+            "health_check_interval": 0,
             "protocol": 2,
             "username": self.username,
             "password": self.password,

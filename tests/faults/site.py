@@ -107,24 +107,26 @@ async def site(
 
             await made(scope, received if scope["type"] == "http" else receive, send)
 
-        async with serving(watched, http=place.http) as client:
-            at = Site(own, made, client)
+        try:
+            async with serving(watched, http=place.http) as client:
+                at = Site(own, made, client)
 
-            def hear(event: Event) -> None:
-                match event:
-                    case BackendChanged():
-                        at.changes.append(event)
-                    case BackendFailed():
-                        at.failures.append(event)
-                    case HookFailed():
-                        at.hooks.append(event)
-                    case NotStored():
-                        at.not_stored.append(event)
+                def hear(event: Event) -> None:
+                    match event:
+                        case BackendChanged():
+                            at.changes.append(event)
+                        case BackendFailed():
+                            at.failures.append(event)
+                        case HookFailed():
+                            at.hooks.append(event)
+                        case NotStored():
+                            at.not_stored.append(event)
 
-            own.emitter.subscribe(hear, BackendChanged, BackendFailed, HookFailed, NotStored)
-            yield at
-            await at.quiet()
-        await own.aclose()
+                own.emitter.subscribe(hear, BackendChanged, BackendFailed, HookFailed, NotStored)
+                yield at
+                await at.quiet()
+        finally:
+            await own.aclose()
     assert [error for error in client.errors if not isinstance(error, raises)] == []
     for before, after in zip(at.changes, at.changes[1:], strict=False):
         assert (before.available, before.kind) != (after.available, after.kind), "one line per change of state"
