@@ -214,6 +214,29 @@ print(c.summary.explain("bob", month).ttl, c.trends.explain("bob").ttl, c.anomal
     assert printed.stdout.split() == ["901.0", "1800.0", "600.0"]
 
 
+def test_a_user_may_have_lifetimes_and_a_quota_of_ones_own(environment: dict[str, str]) -> None:
+    script = """
+from examples.budget import calculations as c
+c.prepare()
+print(*(c.summary.explain(user, "2024-01").ttl for user in ("alice", "bob")))
+for user in ("alice", "bob"):
+    for month in ("2023-01", "2023-02", "2023-03"):
+        c.summary(user, month)
+quota = c.cache.sync.stats("alice").quota
+print(quota.entries, quota.refused, c.cache.sync.stats("bob").quota)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment | {"CACHE_TENANT_TTLS": "alice/summary=20m", "CACHE_QUOTAS": "alice entries=2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert printed.stdout.split() == ["1200.0", "901.0", "2", "1", "None"]
+    assert "`CACHE_TENANT_TTLS`, `CACHE_QUOTAS`" in README
+
+
 def test_switched_off_the_same_answers_are_computed_every_time(environment: dict[str, str], database: Path) -> None:
     script = """
 import sqlite3
