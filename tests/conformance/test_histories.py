@@ -168,4 +168,4 @@ def test_no_history_makes_the_cache_answer_what_it_must_not(stand: Stand) -> Non
             if method == "GET" or in_background:
                 kept = {name: value for name, value in asked.items() if not in_background or name != "cache-control"}
                 model.sent[reply.body or b""] = Sent(reply, now, kept, model.writes)
-    assert reused > HISTORIES / 2
+    assert reused > HISTORIES / 4  # it is not a cache that is always empty
