@@ -94,6 +94,13 @@ class Caching(Parts, Protocol):
         """Make everything that depends on the targets a miss."""
 
 
+class _Release(Protocol):
+    """Lets those go on who wait for a request to the origin."""
+
+    def __call__(self, end: End, *, failed: bool) -> None:
+        """Say how it has ended, and whether the origin failed."""
+
+
 @dataclass(slots=True)
 class Visit:
     """What is known of one request on its way through; local to one call."""
@@ -131,6 +138,8 @@ class _Leading:
 
     ended: asyncio.Future[None]
     fill: Fill | None = None
+    failed: bool = False
+    """The origin did: those who wait need not find out for themselves."""
 
     @property
     def is_storing(self) -> bool:
@@ -290,7 +299,7 @@ class HttpCache:
         """Answer from what is stored if that may be, else from the origin."""
         place = visit.place
         assert place is not None  # noqa: S101 - for the type checker
-        waits, anew = 0, False
+        waits, anew, failed = 0, False, False
         waited_for: str | None = None
         while True:
             since = time.monotonic()
@@ -304,11 +313,17 @@ class HttpCache:
             if isinstance(choice, Use) and isinstance(selected, Selected):
                 await self._use(visit, selected, choice, waited_for)
                 return
+            if failed and isinstance(selected, Selected):
+                asking = _Asking(None, selected, self._clock())
+                if self._stands_in(visit, asking):
+                    await self._stand_in(visit, asking, None, collapsed=True)
+                    return
             flight = self._variants.flight(place, selected)
             under_way = self._leading.get(flight.name)
             shares = self._shares(visit) and waits < _WAITS
             if under_way is not None and waits < _WAITS and self._waits(visit, under_way, shares=shares):
                 await asyncio.wait((under_way.ended,), timeout=_LONGEST_WAIT)
+                failed = under_way.failed
             elif visit.asked.only_if_cached:  # §5.2.1.7
                 await self._not_cached(visit)
                 return
@@ -466,7 +481,8 @@ class HttpCache:
         stored = selected if isinstance(selected, Selected) else None
         asking = _Asking(None, stored, self._clock())
 
-        def release(end: End = End.OVER) -> None:
+        def release(end: End = End.OVER, *, failed: bool = False) -> None:
+            mine.failed |= failed
             if asking.captured is not None and asking.captured.lease is not None:
                 asking.captured.lease.end(end)
             if not mine.ended.done():
@@ -524,7 +540,7 @@ class HttpCache:
         visit: Visit,
         asking: _Asking,
         selected: Selected | NoneSelected,
-        release: Callable[[End], None],
+        release: "_Release",
         *,
         fwd: str,
     ) -> Fill:
@@ -591,7 +607,8 @@ class HttpCache:
 
         def settled(outcome: Outcome) -> None:
             if not asking.held:
-                release(end_of(outcome, fill.not_stored))
+                failed = isinstance(outcome, Failed) and not isinstance(fill.error, asyncio.CancelledError)
+                release(end_of(outcome, fill.not_stored), failed=failed)
 
         fill = Fill(
             app=self._app,
@@ -760,11 +777,11 @@ class HttpCache:
             return False
         return stands_in(stored.facts, current_age(stored.response, self._clock()), visit.asked)
 
-    async def _stand_in(self, visit: Visit, asking: _Asking, failed: int | None) -> None:
+    async def _stand_in(self, visit: Visit, asking: _Asking, failed: int | None, *, collapsed: bool = False) -> None:
         """Send what is stored in place of an origin that failed."""
         stored = asking.stored
         assert stored is not None  # noqa: S101 - for the type checker
-        status = cache_status.forwarded("stale", status=failed, detail="stale")
+        status = cache_status.forwarded("stale", status=failed, collapsed=collapsed, detail="stale")
         await self._send_stored(visit, stored.response, stored.facts, status, validated=False)
         self._end(visit, Result.STALE, selected=stored)
 

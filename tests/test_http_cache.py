@@ -167,6 +167,49 @@ async def test_a_stale_response_is_validated_once_for_all_who_wait(bench: Bench)
     assert bench.service.calls == 2
 
 
+@pytest.mark.parametrize("error", [OriginFailed(502, "away"), None], ids=["away", "503"])
+async def test_that_the_origin_fails_is_found_out_once_for_all_who_wait(
+    bench: Bench, error: OriginFailed | None
+) -> None:
+    bench.service.headers = [(b"cache-control", b"max-age=60, stale-if-error=600")]
+    await bench.ask()
+    bench.now += 70
+    bench.service.status, bench.service.error = 503, error
+    bench.service.gate.clear()
+    asking = [asyncio.create_task(bench.ask()) for _ in range(5)]
+    strict = asyncio.create_task(bench.ask(headers=[(b"cache-control", b"max-age=10")]))
+    await until(lambda: bench.service.calls == 2)
+    bench.service.gate.set()
+    answers = await asyncio.gather(*asking)
+    assert {answer.body for answer in answers} == {b"answer 1"}
+    assert [answer.cache for answer in answers].count("NexCache; fwd=stale; collapsed; detail=stale") == 4
+    await asyncio.gather(strict, return_exceptions=True)
+    assert bench.service.calls == 3  # who takes nothing stale asks for itself
+
+
+async def test_a_leader_that_left_says_nothing_of_the_origin(bench: Bench) -> None:
+    bench.service.headers = [(b"cache-control", b"max-age=60, stale-if-error=600")]
+    await bench.ask()
+    bench.now += 70
+    http = bench.app._http
+    assert isinstance(http, HttpCache)
+    capturing, capture = asyncio.Event(), http._variants.capture
+
+    async def slow(*args: object, **options: object) -> object:
+        await capturing.wait()
+        return await capture(*args, **options)  # type: ignore[arg-type]
+
+    http._variants.capture = slow  # type: ignore[method-assign,assignment]
+    leader = asyncio.create_task(bench.ask())
+    await asyncio.sleep(0.01)
+    follower = asyncio.create_task(bench.ask())
+    await asyncio.sleep(0.01)
+    leader.cancel()
+    capturing.set()
+    assert (await follower).body == b"answer 2"
+    await asyncio.gather(leader, return_exceptions=True)
+
+
 async def test_who_waits_for_an_answer_that_varies_gets_none_that_does_not_fit(bench: Bench) -> None:
     bench.service.headers.append((b"vary", b"accept-language"))
     bench.service.gate.clear()

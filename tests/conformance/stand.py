@@ -245,6 +245,11 @@ class Stand:
             answer.body = _unchunked(rest)
         return answer
 
+    @property
+    def refreshing(self) -> int:
+        """How many validations are under way in the background."""
+        return self._cache.refreshes.running
+
     def settle(self, condition: Callable[[], object]) -> None:
         """Wait until something has happened in the background."""
         until = time.monotonic() + PATIENCE
