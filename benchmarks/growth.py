@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import redis
@@ -130,7 +130,7 @@ class Run:
 
     async def entries(self) -> Topic:
         """Keys in the server that are not asked for, and an invalidation of them all."""
-        topic = Topic("entries", "Entries in Redis", "entries", log=True)
+        topic = Topic("entries", "Entries in Redis", "entries")
         client = redis.asyncio.Redis.from_url(self.url)
         held = 0
         async with self.store() as cache:
@@ -175,7 +175,7 @@ class Run:
 
     async def generations(self) -> Topic:
         """Tags of one policy; tenant and operation are two generations more."""
-        topic = Topic("generations", "Generations that an entry depends on", "generations")
+        topic = Topic("generations", "Generations that an entry depends on", "generations", log=True)
         for count in (3, 8) if self.quick else (3, 4, 8, 16, 32):
             figures = await self._site(body=2_000, tags=count - 2)
             topic.add(str(count), figures)
@@ -310,35 +310,38 @@ class Run:
         return figures | {"hit in Redis, 64 in flight, µs": together, MISS: miss}
 
 
-@contextmanager
-def far(url: str, delay: float) -> Iterator[str]:
-    """Give the URL of a server that is `delay` seconds farther away, each way."""
-    port = int(url.rstrip("/0").rpartition(":")[2])
-    loop = asyncio.new_event_loop()
-    opened: list[asyncio.Server] = []
+def proxy(port: int, upstream: int, delay: float) -> None:
+    """Pass on what comes, both ways, so many seconds later (in a process of its own)."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
         while data := await reader.read(1 << 18):
             loop.call_later(delay, writer.write, data)  # what comes later leaves later
         loop.call_later(delay, writer.close)
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", port)
+        there, back = await asyncio.open_connection("127.0.0.1", upstream)
         await asyncio.gather(carry(reader, back), carry(there, writer), return_exceptions=True)
 
-    async def listen() -> int:
-        opened.append(await asyncio.start_server(accept, "127.0.0.1", 0))
-        return int(opened[0].sockets[0].getsockname()[1])
+    async def listen() -> None:
+        async with await asyncio.start_server(accept, "127.0.0.1", port) as server:
+            await server.serve_forever()
 
-    thread = Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    here = asyncio.run_coroutine_threadsafe(listen(), loop).result(10)
+    asyncio.run(listen())
+
+
+@contextmanager
+def far(url: str, delay: float) -> Iterator[str]:
+    """Give the URL of a server that is `delay` seconds farther away, each way."""
+    port, upstream = serving.free_port(), int(url.rstrip("/0").rpartition(":")[2])
+    process = get_context("spawn").Process(target=proxy, args=(port, upstream, delay), daemon=True)
+    process.start()
     try:
-        yield f"redis://127.0.0.1:{here}/0"
+        serving.wait_for(port)
+        yield f"redis://127.0.0.1:{port}/0"
     finally:
-        loop.call_soon_threadsafe(opened[0].close)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        process.terminate()
+        process.join()
 
 
 def draw(topic: Topic, file: Path) -> None:
@@ -357,6 +360,7 @@ def draw(topic: Topic, file: Path) -> None:
     if topic.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.yaxis.set_minor_formatter(lambda *_: "")
     else:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -113,15 +113,7 @@ def running(server: str, name: str, redis_url: str) -> Iterator[int]:
 def _process(command: Sequence[str], port: int, **options: Any) -> Iterator[None]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{command[0]} does not listen") from None
-                time.sleep(0.05)
+        wait_for(port, process)
         yield
     finally:
         process.terminate()
@@ -130,6 +122,20 @@ def _process(command: Sequence[str], port: int, **options: Any) -> Iterator[None
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def wait_for(port: int, process: "subprocess.Popen[bytes] | None" = None) -> None:
+    """Wait until somebody listens; raises RuntimeError if nobody will."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+                raise RuntimeError(f"nobody listens on port {port}") from None
+            time.sleep(0.05)
+        else:
+            return
 
 
 @contextmanager

@@ -18,7 +18,7 @@ Raw = tuple[Hashable, ...]
 
 _MOST: Final = 4_096
 _MOST_BYTES: Final = 16 * 1024 * 1024
-_LONGEST: Final = 64 * 1024
+_LONGEST: Final = 512 * 1024
 
 
 class Known:

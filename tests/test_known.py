@@ -276,7 +276,7 @@ def test_known_requests_are_bounded_in_number_and_bytes() -> None:
     assert len(known) == 4_096
     assert known.get((903,)) is None
 
-    known.keep(("large",), _holding(node, 40_000))
+    known.keep(("large",), _holding(node, 300_000))
     assert known.get(("large",)) is None  # one for itself
     for number in range(1_000):
         known.keep(("filled", number), _holding(node, 20_000))

@@ -75,6 +75,7 @@ LAYERS: Final = {
         stores.redis
         stores.inspection
         stores.lane
+        stores.wire
         stores.faults
         invalidation.apply
         invalidation.generations
@@ -183,7 +184,7 @@ ALLOWED: Final = {
 OWNERS: Final = {
     "redis": frozenset(
         f"stores.{name}"
-        for name in ("redis", "lane", "faults", "inspection", "door", "epoch", "target", "cluster", "entra_id")
+        for name in ("redis", "lane", "wire", "faults", "inspection", "door", "epoch", "target", "cluster", "entra_id")
     )
     | {"invalidation.backplane"},
     "django": frozenset(("after_commit",)),

@@ -17,11 +17,11 @@ class Breaker:
 
     failures: int = 5
     circuit: Circuit = Circuit.CLOSED
-    _in_a_row: int = 0
+    in_a_row: int = 0
 
     def succeeded(self) -> bool:
         """Note that the store answered; True if this closed the circuit."""
-        self._in_a_row = 0
+        self.in_a_row = 0
         if self.circuit is Circuit.CLOSED:
             return False
         self.circuit = Circuit.CLOSED
@@ -29,8 +29,8 @@ class Breaker:
 
     def failed(self) -> bool:
         """Note that the store did not answer; True if this opened the circuit."""
-        self._in_a_row += 1
-        opened = self.circuit is Circuit.CLOSED and self._in_a_row >= self.failures
+        self.in_a_row += 1
+        opened = self.circuit is Circuit.CLOSED and self.in_a_row >= self.failures
         if opened:
             self.circuit = Circuit.OPEN
         return opened

@@ -15,19 +15,16 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
     BusyLoadingError,
-    ConnectionError,  # noqa: A004 - the client's
     MasterDownError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
 )
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.stores.door import Door
 from nexcache.stores.faults import classify
+from nexcache.stores.wire import ANSWERS, Wire
 
 Command: TypeAlias = tuple[Any, ...]
 
@@ -35,16 +32,13 @@ _PACE: Final = 0.5
 """By how much of the difference one answer moves the pace."""
 _PACE_HOLDS: Final = 10.0
 """Seconds after which an answer says nothing of now."""
+_PUT_OFF: Final = 2
+"""Turns of the event loop for which commands wait for further ones while answers are still to come."""
 _MOST_WAITING: Final = 20_000
 _ENDING: Final = 1.0
 """Seconds for which nothing is begun on a connection whose task somebody else has cancelled: the loop is ending."""
 _MISPLACED: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 """Answers of a server that is not, or not yet, the one to ask."""
-_ANSWERS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
-"""Errors that are a server's answer to one command."""
-_NOTHING: Final = object()
-"""There is no further whole answer."""
-_OF_THE_PROTOCOL: Final = (list, bytes, int, type(None), Exception)
 _DROPS_APART: Final = 0.1
 """Seconds between two connections that are given up for such an answer: a storm of new ones helps nobody."""
 
@@ -58,12 +52,16 @@ class Epoch(Protocol):
         """Return a digest of the answers; raises StoreRefused if they do not tell."""
 
 
-class _Request:
+class Asked:
+    """A group of commands that was handed to a lane."""
+
     __slots__ = (
         "commands",
         "count",
         "deadline",
         "future",
+        "history",
+        "lane",
         "misplaced",
         "on_sent",
         "packed",
@@ -75,18 +73,21 @@ class _Request:
     def __init__(
         self,
         commands: Sequence[Command],
-        future: "asyncio.Future[tuple[list[Any], bytes]] | None",
+        future: "asyncio.Future[tuple[list[Any], bytes]]",
         deadline: float,
         on_sent: Callable[[], None] | None,
         *,
         repeatable: bool,
         packed: bytes = b"",
+        history: bool = False,
     ) -> None:
         self.commands = commands
         self.packed = packed
         """What is sent; empty where the commands have yet to be packed."""
         self.count = 1 if packed else len(commands)
-        self.future = future
+        self.future: asyncio.Future[tuple[list[Any], bytes]] = future
+        self.history = history
+        """It asks for the server's history, for the lane itself."""
         self.deadline = deadline
         self.on_sent = on_sent
         self.repeatable = repeatable
@@ -94,26 +95,17 @@ class _Request:
         self.misplaced = False
         """One of the answers came from a server that is not the one to ask."""
         self.sent_at = math.inf
-
-    def fail(self, error: StoreError) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_exception(error)
-
-
-class Asked:
-    """A command that was handed to a lane."""
-
-    __slots__ = ("_request", "future", "lane")
-
-    def __init__(self, lane: "Lane", request: _Request, future: "asyncio.Future[tuple[list[Any], bytes]]") -> None:
-        self.lane: Lane = lane
-        self.future: asyncio.Future[tuple[list[Any], bytes]] = future
-        self._request = request
+        self.lane: Lane | None = None
 
     @property
     def sent(self) -> bool:
         """Whether it has left."""
-        return self._request.sent_at < math.inf
+        return self.sent_at < math.inf
+
+    def fail(self, error: StoreError) -> None:
+        """Tell whoever waits."""
+        if not self.future.done() and not self.history:
+            self.future.set_exception(error)
 
 
 class Lane:
@@ -141,10 +133,14 @@ class Lane:
         self._door = door if door is not None else Door()
         self._epoch_reader = epoch
         self._renewal = renewal
-        self._waiting: deque[_Request] = deque()
-        self._sent: deque[_Request] = deque()
+        self._waiting: deque[Asked] = deque()
+        self._sent: deque[Asked] = deque()
         self._runner: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
+        self._wire: Wire | None = None
+        self._wire_sends = False
+        """What waits leaves at the end of this turn of the event loop."""
+        self._send: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._epoch = b""
         self._epoch_read_at = -math.inf
@@ -172,22 +168,22 @@ class Lane:
         latest = loop.time() + self._timeout
         future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
         least = latest if deadline is None else min(deadline, latest)
-        self._wait_for(loop, _Request(commands, future, least, on_sent, repeatable=repeatable))
+        self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
         return await future
 
-    def ask(self, packed: bytes, *, deadline: float) -> Asked:
+    def ask(self, packed: bytes, *, deadline: float, now: float) -> Asked:
         """Send one command that may be repeated, and leave the waiting for its answer to the caller.
 
         Raises as `execute` does, and so does the future.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
-        least = min(deadline, loop.time() + self._timeout)
-        request = _Request((), future, least, None, repeatable=True, packed=packed)
-        self._wait_for(loop, request)
-        return Asked(self, request, future)
+        least = min(deadline, now + self._timeout)
+        asked = Asked((), loop.create_future(), least, None, repeatable=True, packed=packed)
+        asked.lane = self
+        self._wait_for(loop, asked)
+        return asked
 
-    def _wait_for(self, loop: asyncio.AbstractEventLoop, request: _Request) -> None:
+    def _wait_for(self, loop: asyncio.AbstractEventLoop, request: Asked) -> None:
         runner = self._runner
         running = runner is not None and not runner.done()
         if loop.time() - self._cancelled_at < _ENDING or (running and runner is not None and runner.cancelling()):
@@ -201,6 +197,10 @@ class Lane:
         self._watch(loop, request.deadline)
         if not running:
             self._runner = loop.create_task(self._run_until_ended(), name="nexcache-lane")
+        elif self._wire is not None:
+            if not self._wire_sends:
+                self._wire_sends = True
+                loop.call_soon(self._send)
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -255,7 +255,7 @@ class Lane:
                 await _close(connection)
                 raise
             self.connections += 1
-            sent: deque[_Request] = deque()
+            sent: deque[Asked] = deque()
             self._sent = sent
             try:
                 lost = await self._serve(connection, sent)
@@ -286,8 +286,11 @@ class Lane:
         except (RedisError, OSError, TimeoutError) as error:
             raise classify(error) from error
 
-    async def _serve(self, connection: AbstractConnection, sent: deque[_Request]) -> StoreError:
+    async def _serve(self, connection: AbstractConnection, sent: deque[Asked]) -> StoreError:
         """Write and read until either ends; returns why it ended."""
+        wire = Wire.over(connection, lambda reply: self._take(sent, reply))
+        if wire is not None:
+            return await self._serve_over(wire)
         writer = asyncio.create_task(self._write(connection, sent), name="nexcache-lane-writer")
         reader = asyncio.create_task(self._read(connection, sent), name="nexcache-lane-reader")
         try:
@@ -299,55 +302,89 @@ class Lane:
                 task.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
 
-    async def _write(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
+    async def _serve_over(self, wire: Wire) -> StoreError:
+        """Write and read without a task for either."""
+        loop = asyncio.get_running_loop()
+
+        put_off = 0
+
+        def send() -> None:
+            nonlocal put_off
+            if self._sent and put_off < _PUT_OFF:  # those that are answered soon ask again: they leave together
+                put_off += 1
+                loop.call_soon(send)
+                return
+            put_off = 0
+            self._wire_sends = False
+            if self._wire is wire and self._waiting and not wire.paused:
+                try:
+                    if packed := self._batch(self._sent, loop.time()):
+                        wire.write(packed)
+                except Exception as error:  # noqa: BLE001 - what is under way cannot be told apart any more
+                    wire.fail(error)
+
+        self._wire, self._wire_sends, self._send = wire, False, send
+        wire.on_resume = send
+        send()
+        try:
+            return classify(await wire.ended)
+        finally:
+            self._wire = None
+
+    async def _write(self, connection: AbstractConnection, sent: deque[Asked]) -> NoReturn:
         loop = asyncio.get_running_loop()
         while True:
             if not self._waiting:
                 self._wake = loop.create_future()
                 await self._wake
                 continue
-            now = loop.time()
-            batch: list[bytes] = []
-            if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
-                self._epoch_read_at = now
-                question = _Request(self._epoch_reader.commands, None, math.inf, None, repeatable=False)
-                question.sent_at = now  # it may be the first that a silent server does not answer
-                sent.append(question)
-                batch += map(pack_command, self._epoch_reader.commands)
-            while self._waiting:
-                request = self._waiting.popleft()
-                if request.future is None or request.future.done():
-                    continue
-                if request.on_sent is not None:
-                    request.on_sent()
-                request.sent_at = now
-                sent.append(request)
-                if request.packed:
-                    batch.append(request.packed)
-                else:
-                    batch += map(pack_command, request.commands)
-            self.commands += len(batch)
-            if batch:
-                await connection.send_packed_command(b"".join(batch), check_health=False)
+            if packed := self._batch(sent, loop.time()):
+                await connection.send_packed_command(packed, check_health=False)
 
-    async def _read(self, connection: AbstractConnection, sent: deque[_Request]) -> NoReturn:
-        at_hand = _at_hand(connection)
+    def _batch(self, sent: deque[Asked], now: float) -> bytes:
+        """Write down all that waits, in its order; from here on it is sent."""
+        batch: list[bytes] = []
+        if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
+            self._epoch_read_at = now
+            future = asyncio.get_running_loop().create_future()
+            question = Asked(self._epoch_reader.commands, future, math.inf, None, repeatable=False, history=True)
+            question.sent_at = now  # it may be the first that a silent server does not answer
+            sent.append(question)
+            batch += map(pack_command, self._epoch_reader.commands)
+        waiting = self._waiting
+        while waiting:
+            request = waiting.popleft()
+            if request.future.done():
+                continue
+            if request.on_sent is not None:
+                request.on_sent()
+            request.sent_at = now
+            sent.append(request)
+            if request.packed:
+                batch.append(request.packed)
+            else:
+                batch += map(pack_command, request.commands)
+        self.commands += len(batch)
+        return b"".join(batch)
+
+    async def _read(self, connection: AbstractConnection, sent: deque[Asked]) -> NoReturn:
         while True:
-            reply = await _answer(connection)
-            while reply is not _NOTHING:
-                if not sent:
-                    raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
-                request = sent[0]
-                request.replies.append(reply)
-                if isinstance(reply, _MISPLACED):
-                    request.misplaced = True
-                if len(request.replies) == request.count:
-                    sent.popleft()
-                    self._answered(request)
-                reply = at_hand()
+            self._take(sent, await _answer(connection))
 
-    def _answered(self, request: _Request) -> None:
-        if request.future is None:
+    def _take(self, sent: deque[Asked], reply: Any) -> None:
+        """Give an answer to whoever asked first of those that have none."""
+        if not sent:
+            raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
+        request = sent[0]
+        request.replies.append(reply)
+        if isinstance(reply, _MISPLACED):
+            request.misplaced = True
+        if len(request.replies) == request.count:
+            sent.popleft()
+            self._answered(request)
+
+    def _answered(self, request: Asked) -> None:
+        if request.history:
             self._epoch = self._epoch_reader.of(request.replies)
             now = asyncio.get_running_loop().time()
             self._took(now - request.sent_at, now)
@@ -361,7 +398,7 @@ class Lane:
                 self._dropped_at = now
                 raise StoreUnavailable("connection", "the server is not the primary, or is loading its data")
 
-    def _requeue(self, sent: deque[_Request], error: StoreError) -> None:
+    def _requeue(self, sent: deque[Asked], error: StoreError) -> None:
         """After a lost connection: what may be repeated waits again, once; the rest fails."""
         for request in reversed(sent):
             if request.repeatable and isinstance(error, StoreUnavailable) and error.kind == "connection":
@@ -395,7 +432,7 @@ class Lane:
         error = StoreUnavailable("timeout", "the store did not answer in time")
         next_deadline = math.inf
         for request in (*self._sent, *self._waiting):
-            if request.future is None or request.future.done():
+            if request.history or request.future.done():
                 continue
             if request.deadline <= now:
                 self._took(self._timeout, now)
@@ -416,28 +453,8 @@ class Lane:
 async def _answer(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response(timeout=math.inf, disconnect_on_error=False)
-    except _ANSWERS as error:
+    except ANSWERS as error:
         return error
-
-
-def _at_hand(connection: AbstractConnection) -> Callable[[], Any]:
-    """Return what takes a further answer out of what has been read already, without waiting: one read brings many.
-
-    The client offers only to wait for each. Its parser is the hiredis reader; were it another, each is waited for.
-    """
-    gets = getattr(getattr(getattr(connection, "_parser", None), "_reader", None), "gets", None)
-    if gets is None:
-        return lambda: _NOTHING
-
-    def answer() -> Any:
-        reply = gets(False)  # no decoding
-        if not isinstance(reply, _OF_THE_PROTOCOL):  # the client's own sign that there is nothing more
-            return _NOTHING
-        if isinstance(reply, ConnectionError) and not isinstance(reply, _ANSWERS):
-            raise reply
-        return reply
-
-    return answer
 
 
 async def _close(connection: AbstractConnection) -> None:

@@ -660,22 +660,23 @@ class RedisStore(RedisCommands):
     def begin(self, packed: bytes, *, deadline: float) -> Asked | None:
         """Send a command of a read; None where `read` would raise at once."""
         loop = self._on_this_loop()
-        if self._breaker.circuit is Circuit.OPEN or deadline <= loop.time():
+        now = loop.time()
+        if self._breaker.circuit is Circuit.OPEN or deadline <= now:
             return None
-        lane = self._lanes[0]
         try:
-            return lane.ask(packed, deadline=deadline)
+            return self._lanes[0].ask(packed, deadline=deadline, now=now)
         except (StoreUnavailable, StoreRefused) as error:
-            self._failed("get", lane, error)
+            self._failed("get", self._lanes[0], error)
             return None
 
     def answered(self) -> None:
         """Note that a read was answered."""
-        self._answers()
+        if self._away or self._breaker.in_a_row:
+            self._answers()
 
     def failed(self, asked: Asked, error: StoreError) -> None:
         """Note that a read failed."""
-        if isinstance(error, StoreUnavailable | StoreRefused):
+        if isinstance(error, StoreUnavailable | StoreRefused) and asked.lane is not None:
             self._failed("get", asked.lane, error)
 
     def _fault(
