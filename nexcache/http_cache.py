@@ -607,8 +607,7 @@ class HttpCache:
 
         def settled(outcome: Outcome) -> None:
             if not asking.held:
-                failed = isinstance(outcome, Failed) and not isinstance(fill.error, asyncio.CancelledError)
-                release(end_of(outcome, fill.not_stored), failed=failed)
+                release(end_of(outcome, fill.not_stored), failed=isinstance(outcome, Failed))
 
         fill = Fill(
             app=self._app,
