@@ -1193,7 +1193,7 @@ WRITES: Final = [
     *(
         Case(
             "9111 §4.4",
-            f"{method} invalidates its URI",
+            f"{method} without a body invalidates its URI",
             [Ask(ORIGIN, reply=SPENT), Ask(ORIGIN, method=method, reply=Reply(200)), Ask(ORIGIN, reply=SPENT)],
         )
         for method in ("POST", "LOCK", "MKCOL", "PROPPATCH", "PURGE", "MERGE", "COPY", "MOVE", "LINK", "NOTIFY", "ACL")
