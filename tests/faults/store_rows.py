@@ -117,8 +117,11 @@ async def slow(place: Place, seen: Seen) -> None:
         seen.figure("hit ratio", (stand.traffic.hits - hits) / (stand.traffic.asked - asked), least=0.5)
         proxy.delay(0.13)
         await stand.until_state("slow")
-        await stand.run(0.5)
-        seen.fault("told of in Cache-Status", stand.traffic.details.get("slow", 0))
+
+        async def told() -> bool:
+            return "slow" in stand.traffic.details
+
+        await until(told, "Cache-Status tells of it")
         proxy.heal()
         await stand.used_again()
         await stand.judge(seen)

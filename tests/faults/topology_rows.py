@@ -81,7 +81,8 @@ async def lost_shard(place: Place, seen: Seen) -> None:
             now_hits = stand.traffic.hits_of[TENANTS[0]]
             await until(served, "the shard is used again", patience=CLUSTER * 5)
             seen.figure("used again after", time.monotonic() - began, "s", most=CLUSTER)
-            latencies(seen, *await stand.added(), p99=60.0)
+            # its replica has the leases of computations whose end it has not heard of: they last for a second
+            latencies(seen, *await stand.added(), p99=1000.0)
             await stand.until_state("ok", "backplane-lost")
             await stand.stock()
             await stand.judge(seen, lines=False)  # each shard has a line of its own
