@@ -173,13 +173,13 @@ async def evicted(place: Place, seen: Seen) -> None:
             used = int(raw.ask("INFO", "memory")["used_memory"])
             raw.ask("CONFIG", "SET", "maxmemory", used + 1_500_000)
             older = 0
-            for turn in range(1_200):
+            for turn in range(800):
                 page = draw.randrange(EVICTED_PAGES)
                 if turn % 20 == 0:
                     await app.change(at, page)
                 older += (await app.ask(at, page))[1]
             seen.fault("keys evicted", int(raw.ask("INFO", "stats")["evicted_keys"]))
-            seen.figure("older than an acknowledged invalidation", older, "of 1200", most=0)
+            seen.figure("older than an acknowledged invalidation", older, "of 800", most=0)
             raw.ask("CONFIG", "SET", "maxmemory", 0)
             await until(lambda: not at.cache.flights.running)
             await _until_hit(app, at, 0)
