@@ -870,6 +870,7 @@ class HttpCache:
                 reason = NotStoredReason.BACKEND if kept is None else NotStoredReason.INVALIDATED
             except OverQuota:
                 kept, reason = False, NotStoredReason.QUOTA
+                self._cache.flights.remember_alone(place.key)
         visit.kept = bool(kept)
         if kept:
             return None

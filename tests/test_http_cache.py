@@ -283,6 +283,21 @@ async def test_who_waits_for_what_cannot_be_shared_goes_on_alone(bench: Bench, v
     assert bench.service.calls == 5
 
 
+@pytest.mark.parametrize("quota", ["entries=0", "fills=1"])
+async def test_over_quota_nobody_waits_for_one_computation_after_the_other(quota: str) -> None:
+    bench = Bench(NexCache(Settings(redis_url=None, redis_host=None, quotas=f"acme {quota}")), Service())
+    async with bench.cache:
+        await bench.ask("/other")
+        bench.service.gate.clear()
+        asking = [asyncio.create_task(bench.ask()) for _ in range(5)]
+        await until(lambda: bench.service.calls == 2)
+        bench.service.gate.set()
+        bench.service.gate = asyncio.Event()
+        await until(lambda: bench.service.calls == 6)  # the others all at once
+        bench.service.gate.set()
+        assert len({answer.body for answer in await asyncio.gather(*asking)}) == 5
+
+
 async def test_a_leader_that_leaves_takes_nobody_along(bench: Bench) -> None:
     bench.service.gate.clear()
     leader = asyncio.create_task(bench.ask())
