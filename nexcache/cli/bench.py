@@ -1,4 +1,4 @@
-"""`nexcache bench`: what the cache saves at a running app, page by page: the same requests with it and without."""
+"""`nexcache bench`: what the cache saves at a running app, page by page; without pages, what the store here costs."""
 
 import http.client
 import ssl
@@ -41,7 +41,9 @@ class Measured:
 
 
 def bench(
-    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Pages of a running app.")],
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL...]", help="Pages of a running app. \\[default: the store]")
+    ] = None,
     *,
     requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="How often each is asked for.")] = 200,
     uncached: Annotated[
@@ -55,9 +57,12 @@ def bench(
 ) -> None:
     """Measure pages with the cache and without (`Cache-Control: no-store`), and how many times faster they are.
 
-    Each page is asked for once before, so that what is measured are hits if the page is cached.
+    Each page is asked for once before, so that what is measured are hits if the page is cached. Without pages the store
+    of the settings here is measured, for a tenant that nobody has: what a hit and a miss cost, and what to change.
     """
     with reporting("bench"):
+        if not urls:
+            return _store(as_json=json)
         fields = dict(_field(each) for each in header or ())
         key = key_of(key_file)
         if key is not None:
@@ -82,6 +87,29 @@ def bench(
                 f"{without['failures'] + cached['failures']:,}",
             )
         return console().print(rows)
+
+
+def _store(*, as_json: bool) -> None:
+    from nexcache.cli import speed  # noqa: PLC0415 - only for this form
+
+    found, settings = speed.measured()
+    said = speed.advice(found, settings, uvloop=speed.has_uvloop())
+    if as_json:
+        return write_json(speed.as_dict(found, said))
+    rows = table("", ">takes")
+    for line, value in (
+        ("round trip to the store", found.round_trip),
+        ("hit in memory", found.memory),
+        ("hit in the store", found.store),
+        ("hit in the store, 64 at a time, each", found.together),
+        ("miss, beside the handler", found.miss),
+    ):
+        rows.add_row(line, f"{value:,.1f} µs")
+    screen = console()
+    screen.print(rows)
+    for line in said or ["nothing to change"]:
+        screen.print(f"· {line}", highlight=False, markup=False)
+    return None
 
 
 def measure(url: str, fields: Mapping[str, str], requests: int, concurrency: int) -> Measured:

@@ -229,6 +229,7 @@ class Lane:
     def drop(self, error: StoreError | None = None) -> None:
         """Give the connection up at once; what waits fails, and the next command opens another one."""
         self._fail_all(error if error is not None else StoreUnavailable("connection", "the connection was given up"))
+        self._wire = None  # nothing more leaves on it, even before its task has ended
         if self._runner is not None:
             self._runner.cancel()
             self._runner = None
@@ -329,7 +330,8 @@ class Lane:
         try:
             return classify(await wire.ended)
         finally:
-            self._wire = None
+            if self._wire is wire:
+                self._wire = None
 
     async def _write(self, connection: AbstractConnection, sent: deque[Asked]) -> NoReturn:
         loop = asyncio.get_running_loop()
