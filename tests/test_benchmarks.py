@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks import compare, page
+from benchmarks.peers import Contender, Origin, nexcache
+from nexcache.asgi import Receive, Scope, Send
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -136,3 +142,69 @@ def test_what_is_left_of_an_app_without_its_store_is_printed_beside_the_bare_app
         "Redis gone, without a fallback",
     ]
     assert rows["Redis gone"] > rows["Redis gone, without a fallback"] > 0  # what was computed is answered again
+
+
+@pytest.mark.parametrize(
+    ("ours", "must", "aim", "at_least", "verdict"),
+    [
+        (5.0, 12, 6, False, "aim"),
+        (6.0, 12, 6, False, "aim"),
+        (12.0, 12, 6, False, "must"),
+        (12.1, 12, 6, False, "MISSED"),
+        (0.8, 0.6, 0.8, True, "aim"),
+        (0.7, 0.6, 0.8, True, "must"),
+        (0.59, 0.6, 0.8, True, "MISSED"),
+        (1.0, 1, None, False, "must"),
+        (4.0, None, 3, False, "aim missed"),
+        (None, 1, None, False, "not measured"),
+    ],
+)
+def test_a_figure_is_judged_by_what_must_be_and_what_is_aimed_at(
+    ours: float | None, must: float | None, aim: float | None, at_least: bool, verdict: str
+) -> None:
+    assert compare.Row("figure", "unit", ours, must, aim, at_least=at_least).verdict == verdict
+
+
+async def test_a_peer_that_answers_wrongly_or_runs_its_handler_for_a_hit_is_not_timed() -> None:
+    bare = Origin()
+    with pytest.raises(compare.Wrong, match="a hit runs the handler"):
+        await compare.check(Contender(bare, bare))
+
+    async def empty(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with pytest.raises(compare.Wrong, match="answers 200 with 0 bytes"):
+        await compare.check(Contender(empty, Origin()))
+    assert await compare.check(nexcache(None)) == 0
+
+
+def test_tables_go_between_the_comments_that_name_them(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n", encoding="utf-8")
+
+    page.put(file, "one", page.markdown(("a", "b"), [("1", "2")]))
+
+    assert file.read_text(encoding="utf-8") == (
+        "before\n<!-- one -->\n| a | b |\n|---|--:|\n| 1 | 2 |\n<!-- /one -->\nafter\n"
+    )
+    with pytest.raises(LookupError, match="other"):
+        page.put(file, "other", "")
+
+
+def test_the_comparison_prints_each_promise_with_its_verdict() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compare", "--only", "miss", "memory", "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=BENCHMARKS.parent,
+    )
+
+    rows = {row["figure"]: row for row in json.loads(printed.stdout)["rows"]}
+    assert {"memory per entry, 16 KB", "Redis memory per 2 KB entry", "miss, in memory: added to the handler"} <= set(
+        rows
+    )
+    assert all(row["ours"] > 0 and row["verdict"] in ("aim", "must", "MISSED") for row in rows.values())
+    assert printed.returncode == any(row["verdict"] == "MISSED" for row in rows.values())
