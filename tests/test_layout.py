@@ -55,6 +55,7 @@ LAYERS: Final = {
         ingest.rules
         invalidation.targets
         stores.breaker
+        stores.answers
         stores.codec
         stores.tokens
         ladder

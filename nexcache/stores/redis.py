@@ -18,6 +18,7 @@ from redis.exceptions import AskError
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
+from nexcache.stores.answers import fits
 from nexcache.stores.base import (
     SENTINEL,
     Capture,
@@ -629,8 +630,13 @@ class RedisStore(RedisCommands):
         try:
             replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable)
             for index, reply in enumerate(replies):
-                if isinstance(reply, Exception) and index not in optional:
-                    raise self._fault(reply, replies, optional)
+                if isinstance(reply, Exception):
+                    if index not in optional:
+                        raise self._fault(reply, replies, optional)
+                elif not fits(commands[index], reply):
+                    error = StoreUnavailable("connection", "an answer was not one to what was asked")
+                    lane.drop(error)  # bytes were lost or changed: nor is what follows the answer to anything
+                    raise error
         except (StoreUnavailable, StoreRefused) as error:
             self._failed(operation, lane, error)
             raise

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -195,7 +196,7 @@ class Stand:
         try:
             await self.site(scope, receive, watched)
         except Exception as error:
-            self.raised.append(repr(error))
+            self.raised.append("".join(traceback.format_exception(error)[-4:]))
             raise
 
     @property
@@ -320,6 +321,7 @@ def main() -> None:
         log_config=None,
         log_level="critical",
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=600,  # a connection that is closed in between would look like one that was lost
     )
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()

@@ -49,6 +49,7 @@ async def storm(
                     count = await INJECTORS[name](ground, every * draw.uniform(0.2, 0.7))
                     done[name] += count
                     sizes.append((now - began, max([(await stand.report(each))["rss"] for each in (0, 1)])))
+                    await stand.reset()  # what was measured is not to look like what the cache holds
                     tell(f"{now - began:6.0f} s  {name}: {count}, {stand.traffic.asked} answers judged")
                     assert not stand.traffic.wrong, stand.traffic.wrong[:3]
                     await asyncio.sleep(max(0.0, now + every - time.monotonic()))

@@ -156,14 +156,14 @@ class Stand:
                 continue
             report = await app.ask("/@report")
             stall = max(stall, report["stall"])
-            assert report["raised"] == []
+            assert report["raised"] == [], report["raised"][:3]
             assert set(report["statuses"]) <= {"200"}, report["statuses"]
             if lines:
                 one_line_per_change(report["lines"], report["changes"])
             await self._nothing_left(app)
         assert self.traffic.wrong == [], self.traffic.wrong[:3]
         assert self.traffic.asked > 50, "there was no traffic"
-        assert self.traffic.stale == 0
+        assert self.traffic.stale == 0, "answers were older than what was acknowledged"
         seen.figure("requests", self.traffic.asked)
         if stalls:
             seen.figure("loop held up", stall * 1000, "ms", most=50.0)

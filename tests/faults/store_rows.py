@@ -106,13 +106,13 @@ async def too_slow(place: Place, seen: Seen) -> None:
         await stand.judge(seen)
 
 
-@row("F4", "every answer is 20 to 30 ms late", "hits all the same; added p99 ≤ 60 ms")
+@row("F4", "every answer is 20 to 30 ms late", "hits all the same; no more than the limit, which is 240 ms here")
 async def slow(place: Place, seen: Seen) -> None:
     async with over_a_proxy(place, changes=5.0, op_timeout_ms=200) as (_, proxy, stand):
         proxy.delay(0.02, jitter=0.01)
         hits, asked = stand.traffic.hits, stand.traffic.asked
         await stand.run(1.5)
-        latencies(seen, *await stand.added(), p99=60.0)
+        latencies(seen, *await stand.added(), p99=240.0)
         seen.fault("delayed", proxy.seen["delayed"])
         seen.figure("hit ratio", (stand.traffic.hits - hits) / (stand.traffic.asked - asked), least=0.5)
         proxy.delay(0.13)

@@ -179,9 +179,9 @@ class Traffic:
         port = self._ports()[node]
         try:
             told = await control(port, f"/@change?key={key}&wait={'strict' if strict else 'fast'}", connections)
-        except (OSError, EOFError):
+        except (OSError, EOFError) as error:
             if port not in self.forgiven:
-                self.wrong.append("a change was not answered")
+                self.wrong.append(f"a change was not answered: {error!r}")
             return False
         done = Acknowledged(key, told["version"], told["at"], node, strict)
         self.acks.append(told["took"])
