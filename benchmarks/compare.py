@@ -730,7 +730,7 @@ def show(result: Result) -> None:
         table.show()
     rows = verdicts(result)
     rows.show()
-    print("\nInvalidation: python benchmarks/invalidate.py. Redis away, cache off: docs/operations.md.")
+    print("\nInvalidation: python benchmarks/invalidate.py. Redis away, cache off: python benchmarks/degraded.py.")
     if result.left_out:
         print("Not measured:")
         for reason in result.left_out:
