@@ -81,7 +81,7 @@ async def test_the_master_switch_takes_the_cache_out_of_the_way(monkeypatch: pyt
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://app") as client:
         for _ in range(3):
             answer = await client.get("/")
-                assert answer.headers["cache-status"] == "NexCache; fwd=bypass; detail=disabled"
+            assert answer.headers["cache-status"] == "NexCache; fwd=bypass; detail=disabled"
             assert answer.text == "answer"
 
     assert calls == 3
