@@ -4,7 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 PROVE_ARGS ?=
-UNIT_ARGS ?=
 COMPARE_ARGS ?=
 FAULTS_ARGS ?=
 CHAOS_ARGS ?=
@@ -55,8 +54,9 @@ audit: $(VENV)/.demo ## ask the network which packages of an installation are kn
 types: $(VENV)/.dev ## mypy --strict on source and tests
 	$(BIN)/mypy
 
-unit: $(VENV)/.dev ## the test suite, on all cores (UNIT_ARGS="tests/wire -n 0")
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(UNIT_ARGS)
+unit: $(VENV)/.dev ## the test suite: on all cores, and alone what measures delays
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/faults
+	$(BIN)/python -m pytest tests/faults
 
 bench: $(VENV)/.dev ## what a hit, a stampede, an invalidation and a noisy neighbour cost (minutes)
 	$(BIN)/python benchmarks/hit.py
