@@ -108,6 +108,8 @@ class Run:
     checked: int = 0
     worst: float = 0.0
     lag: float = 0.0
+    answers: list[tuple[Truth, float, int]] = field(default_factory=list)
+    """Whose, from when, and of how many spans they told."""
     cpu: float = 0.0
     bound: float = 0.0
 
@@ -145,7 +147,8 @@ class Run:
                 closed = b"from=%d&to=%d" % (end - chance.choice((1, 3, 6)) * HOUR, end)
                 queries[name, number] = b"from=now-1h&to=now" if number in live else closed
         await asyncio.gather(*(self._read(app, key, query, backend) for key, query in queries.items()))
-        self.reads = self.hits = self.at_once = self.too_old = self.checked = 0
+        self.reads = self.hits = self.at_once = 0
+        self.answers.clear()
 
         of_tenant, of_dashboard = zipf(TENANTS, 1.0), zipf(DASHBOARDS, 1.1)
         reads, spans = READS / self.scale, SPANS / self.scale
@@ -172,6 +175,7 @@ class Run:
         while tasks:
             await asyncio.wait(tuple(tasks))
         self.cpu = time.process_time() - cpu
+        self.judge()
         self.worst = max((each.worst for name in names if (each := hook.staleness(name)) is not None), default=0.0)
 
     async def _ingest(self, hook: IngestHook, tenant: str, service: int, when: float, truth: Truth) -> None:
@@ -206,16 +210,21 @@ class Run:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        allowed = self.bound + SLACK + self.lag if self.bound else 0.0
-        required = backend.truth[tenant].required(time.monotonic() - allowed)
+        began = time.monotonic()
         await app(scope, receive, send)
         status = next(value for name, value in sent[0]["headers"] if name == b"cache-status")
         self.reads += 1
         self.hits += b"; hit" in status and b"stale" not in status
         self.at_once += b"; hit" in status
         if query == b"from=now-1h&to=now":
-            self.checked += 1
-            self.too_old += int(b"".join(part["body"] for part in sent[1:])) < required
+            told = int(b"".join(part["body"] for part in sent[1:]))
+            self.answers.append((backend.truth[tenant], began, told))
+
+    def judge(self) -> None:
+        """Compare the answers with what had been acknowledged; last, because only then is known how late it was."""
+        allowed = self.bound + SLACK + self.lag if self.bound else 0.0
+        self.checked = len(self.answers)
+        self.too_old = sum(told < truth.required(began - allowed) for truth, began, told in self.answers)
 
     @property
     def ratio(self) -> float:

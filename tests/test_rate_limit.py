@@ -294,7 +294,8 @@ async def test_what_may_have_been_counted_is_not_counted_again(valkey: Valkey, r
             before = valkey.calls()["eval"]
             link.down.swallow = True
             checking = asyncio.create_task(limit.check("user", tenant="acme"))
-            await until(lambda: link.seen["swallowed"], "the command is carried out")
+            await until(lambda: valkey.calls()["eval"] == before + 1, "the command is carried out")
+            await until(lambda: link.seen["swallowed"], "its answer is lost")
             link.heal()
             link.reset()
 

@@ -93,8 +93,9 @@ def note_return(back: asyncio.Event, event: Event) -> None:
         back.set()
 
 
-async def run(directory: Path) -> None:
+async def run(directory: Path, reader: InMemoryMetricReader) -> Emitted:
     """Run the back end with its memory only, then with a store, then with that store hanging for a while."""
+    data = None
     keys = (tenants.ApiKey.of("acme", "secret"),)
     resolver = tenants.api_key("X-API-Key", keys=keys)
     with EmbeddedValkey() as valkey:
@@ -115,7 +116,10 @@ async def run(directory: Path) -> None:
                         with hanging(store):
                             await use(client, "secret")
                         await asyncio.wait_for(back.wait(), 10)
+                data = reader.get_metrics_data()
             backend.database.close()
+    assert data is not None
+    return series(data)
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +131,8 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emitted]:
         # as if it were the program's, without being left to the tests that follow
         patch.setattr("opentelemetry.metrics.get_meter_provider", lambda: provider)
         patch.setattr("nexcache.telemetry.metrics._known", [])  # other tests' caches tell another provider
-        asyncio.run(run(tmp_path_factory.mktemp("spans")))
-    data = reader.get_metrics_data()
-    assert data is not None
-    yield series(data)
+        told = asyncio.run(run(tmp_path_factory.mktemp("spans"), reader))
+    yield told
     provider.shutdown()
 
 
