@@ -23,7 +23,7 @@ from nexcache.telemetry.events import BackplaneChanged, Emitter
 _ACKS: Final = b"nexarch:@acks:"
 _MOST_KEYS: Final = 10_000
 _LONGEST: Final = 1024 * 1024
-_HEARTBEAT: Final = 0.2
+_HEARTBEAT: Final = 0.15
 """Seconds of silence after which the server is asked whether it is still there."""
 _PULSE: Final = 0.3
 """Seconds for its answer: a server that does not answer is hung, and its silence means nothing."""

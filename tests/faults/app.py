@@ -297,6 +297,7 @@ class Stand:
             "bare": self.bare,
             "rss": pages * os.sysconf("SC_PAGE_SIZE"),
             "available": self._shut,
+            "hears": (coherence := self.cache._parts.coherence) is not None and coherence.connected,
         }
 
 

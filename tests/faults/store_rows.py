@@ -159,7 +159,7 @@ async def half_open(place: Place, seen: Seen) -> None:
             proxy.up.swallow, proxy.down.swallow = way != "down", way != "up"
 
             async def deaf() -> bool:
-                return not (await stand.state())["details"]["backplane"]
+                return not (await stand.report())["hears"]  # health would wait for the store
 
             await until(deaf, "the backplane's loss is noticed")
             seen.figure(f"noticed after ({way})", (time.monotonic() - since) * 1000, "ms", most=500.0)
