@@ -1,5 +1,6 @@
 """What the whole suite shares: real Valkeys."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Final
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.servers import NoServer, Valkey, binary
 
@@ -17,6 +19,14 @@ _TOLD: Final = "told"
 
 pytest.register_assert_rewrite("nexcache.testing")
 pytest_plugins = ["nexcache.testing.plugin"]
+
+
+@pytest.fixture(autouse=True)
+def _nobody_listens() -> None:
+    """Single requests are not logged unless a test wants them to be, whatever earlier tests have set up."""
+    structlog.reset_defaults()
+    logging.getLogger("nexcache").setLevel(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -4,28 +4,13 @@ A budget is raised on purpose only: `python -m tests.cost --write`, with the rea
 """
 
 import json
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from nexcache.middleware import CacheMiddleware
 from nexcache.telemetry.counts import Latency
 from tests import cost
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Nobody listens to single requests, whatever earlier tests have set up."""
-    logger = logging.getLogger("nexcache")
-    level = logger.level
-    structlog.reset_defaults()
-    logger.setLevel(logging.WARNING)
-    yield
-    logger.setLevel(level)
-
 
 _BUDGET: dict[str, dict[str, Any]] = json.loads(cost.BUDGET.read_text())
 
