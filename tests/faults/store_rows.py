@@ -250,6 +250,12 @@ async def failover(place: Place, seen: Seen) -> None:
         watched.close()
 
 
+def _close_all_but(inside: Any) -> None:
+    """Close all connections but this one."""
+    for kind in ("normal", "pubsub"):
+        inside.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+
 @row(
     "F8",
     "the password was changed",
@@ -260,8 +266,7 @@ async def wrong_password(place: Place, seen: Seen) -> None:
         async with standing(place, server.url) as stand:
             for words in (("CONFIG", "RESETSTAT"), ("CONFIG", "SET", "requirepass", "new")):
                 inside.execute_command(*words)
-            for kind in ("normal", "pubsub"):
-                inside.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            _close_all_but(inside)
             began = time.monotonic()
             await stand.until_state("down")
             await stand.run(2.0)
@@ -405,8 +410,7 @@ async def crowded(place: Place, seen: Seen) -> None:
         async with standing(place, server.url) as stand:
             inside.config_set("maxclients", 1)
             before = inside.info("stats")["rejected_connections"]
-            for kind in ("normal", "pubsub"):
-                inside.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            _close_all_but(inside)
             await stand.until_state("down")
             await stand.run(1.0)
             seen.fault("rejected connections", inside.info("stats")["rejected_connections"] - before)
