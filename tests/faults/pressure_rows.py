@@ -2,18 +2,14 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from typing import Final
 
 from nexcache import IngestHook, IngestRule, Policy
 from nexcache.ingest.spans import Span
-from tests.faults.process_rows import ROOT
 from tests.faults.rows import Place, Seen, row
 from tests.faults.server_rows import Versions
-from tests.faults.site import Raw, site
+from tests.faults.site import Raw, output_of, site
 
 SPANS: Final = 50_000
 BATCH: Final = 50
@@ -93,20 +89,7 @@ BOUND: Final = 20 * 1024 * 1024
 @row("F34", "three times as much is asked for as the memory may hold, huge answers among it", "the bound holds: ±10 %")
 async def full(place: Place, seen: Seen) -> None:
     with place.server(maxmemory="256mb", **{"maxmemory-policy": "allkeys-lru"}) as server:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.faults.hoard",
-            server.url,
-            str(BOUND),
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        async with asyncio.timeout(60):
-            out, complaints = await process.communicate()
-        assert process.returncode == 0, complaints.decode()
+        out, _ = await output_of("tests.faults.hoard", server.url, str(BOUND))
         told = json.loads(out)
         seen.fault("bytes asked for, in memories", told["asked"] // BOUND)
         assert told["held"] <= BOUND

@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.faults.rows import Place, Seen, row
+from tests.faults.site import ROOT, output_of
 from tests.invalidation.nodes import Node
 from tests.servers import Valkey
 from tests.topologies.servers import free_port
 from tests.wire.server import Answer, Client, until
 
-ROOT: Final = Path(__file__).parent.parent.parent
 PATIENCE: Final = 30.0
 COMPLAINTS: Final = ("Task was destroyed", "never awaited", "never retrieved", "ResourceWarning", "Exception ignored")
 
@@ -120,19 +120,7 @@ def _connections(server: Valkey, pid: int) -> int:
 @row("F29", "used in two event loops and a thread before it forks, and by all processes at once", "no reply crossed")
 async def forked(place: Place, seen: Seen) -> None:
     with place.server() as server:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.faults.preloaded",
-            server.url,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        async with asyncio.timeout(60):
-            out, complaints = await process.communicate()
-        assert process.returncode == 0, complaints.decode()
+        out, complaints = await output_of("tests.faults.preloaded", server.url)
         told = [json.loads(line) for line in out.splitlines()]
         seen.fault("children of a process that had sockets open", sum(each["who"] == "child" for each in told))
         assert [error for each in told for error in each["raised"]] == []
@@ -140,7 +128,7 @@ async def forked(place: Place, seen: Seen) -> None:
         seen.figure("answers", sum(each["asked"] for each in told), least=len(told) * 600)
         seen.figure("crossed", sum(each["crossed"] for each in told), most=0)
         await until(lambda: not server.clients(), "every connection is closed")
-        assert not any(word in complaints.decode() for word in COMPLAINTS), complaints.decode()
+        assert not any(word in complaints for word in COMPLAINTS), complaints
 
 
 # --- F30 ---------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """An app behind the cache for a row: served over a socket, asked by a client, and watched for what must never be."""
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import redis
 from pydantic import SecretStr
@@ -18,6 +21,7 @@ from tests.faults.rows import Place
 from tests.servers import Valkey
 from tests.wire.server import Answer, Client, serving, until
 
+ROOT: Final = Path(__file__).parent.parent.parent
 PATIENT: dict[str, Any] = {"redis_host": None, "op_timeout_ms": 1000}
 """A machine that is busy with other tests is not the fault of a row."""
 
@@ -161,3 +165,18 @@ class Raw:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+async def output_of(module: str, *words: str) -> tuple[bytes, str]:
+    """Run a module in a process of its own, which must end well; returns what it printed, and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *words),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, complaints = await process.communicate()
+    assert process.returncode == 0, complaints.decode()
+    return out, complaints.decode()
