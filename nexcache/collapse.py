@@ -120,12 +120,16 @@ class Flights:
 
     def add(self, key: CacheKey, snapshot: Snapshot, fill: Fill, *, shared: bool) -> None:
         """Register a fill, so that others may follow it until its answer is stored or known not to be shareable."""
-        self._running.add(fill)
-        fill.task.add_done_callback(lambda _: self._running.discard(fill))
+        self.track(fill)
         if shared:
             flight = (key.request, snapshot.generations)
             self._fills[flight] = fill
             fill.on_release(lambda: self._end(flight, fill))
+
+    def track(self, fill: Fill) -> None:
+        """Register a fill that nobody follows here, so that closing the cache ends it."""
+        self._running.add(fill)
+        fill.task.add_done_callback(lambda _: self._running.discard(fill))
 
     def add_elsewhere(self, key: CacheKey, snapshot: Snapshot, waiting: Coroutine[None, None, Outcome]) -> Elsewhere:
         """Wait for another node's computation, all of this node together."""

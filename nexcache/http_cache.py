@@ -626,6 +626,7 @@ class HttpCache:
         )
         fill.refused = NotStoredReason.QUOTA if asking.over else None
         fill.on_settled(settled)
+        self._cache.flights.track(fill)
         return fill
 
     async def _pass(self, visit: Visit, fill: Fill, asking: _Asking, fwd: str) -> bool:
