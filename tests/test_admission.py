@@ -3,7 +3,7 @@
 import pytest
 
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
-from nexcache.admission import WINDOW, Admission
+from nexcache.admission import MOST_KEYS, REMEMBERED, WINDOW, Admission
 from nexcache.testing import FakeClock
 from tests.wire.server import Origin, ask
 
@@ -36,7 +36,36 @@ def test_no_flood_makes_another_tenants_keys_new_again() -> None:
     for number in range(120_000):
         admission.admits(key("noisy", number))
     assert all(admission.admits(key("quiet", number)) for number in range(10))
-    assert admission._seen.bytes <= 16 * 1024 * 1024
+    assert len(admission) <= MOST_KEYS
+
+
+def test_a_key_is_new_again_when_nobody_has_asked_for_it_for_long() -> None:
+    clock = FakeClock()
+    admission = Admission(1, clock=clock)
+    assert [admission.admits(key("a", number)) for number in (1, 2, 2)] == [True, False, True]
+    clock.advance(REMEMBERED - 1)
+    assert admission.admits(key("a", 2))
+    clock.advance(REMEMBERED - 1)
+    assert [admission.admits(key("a", number)) for number in (3, 2, 1)] == [True] * 3
+    clock.advance(2 * REMEMBERED)
+    assert [admission.admits(key("a", number)) for number in (4, 2)] == [True, False]
+
+
+def test_of_too_many_keys_the_older_half_is_forgotten_at_once() -> None:
+    admission = Admission(1, clock=FakeClock())
+    for number in range(MOST_KEYS + 1):
+        admission.admits(key("a", number))
+    assert len(admission) == MOST_KEYS // 2
+    assert admission.admits(key("a", MOST_KEYS))
+    assert not admission.admits(key("a", 0))
+
+
+def test_so_many_tenants_as_keys_are_remembered_with_one_key_each() -> None:
+    admission = Admission(1, clock=FakeClock())
+    for number in range(MOST_KEYS + 10):
+        assert admission.admits(key(f"t{number}", 1))
+    assert len(admission) == len(admission._seen) <= MOST_KEYS
+    assert admission.admits(key("a", 1))
 
 
 def test_zero_is_no_bound() -> None:

@@ -1,26 +1,84 @@
 """This process's memory as a store: bounded by bytes and by entries; the least recently used goes first."""
 
 import heapq
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from nexcache.stores.base import Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, add_up, new_token
 from nexcache.stores.tokens import CLOCK, softened, stale_since
 from nexcache.telemetry.names import Tier
 
 Value = TypeVar("Value")
-_OVERHEAD = 200
-"""Bytes that one item costs beside its key and its value: table slots, the item, the heap's node."""
+_OVERHEAD = 150
+"""Bytes that one item costs beside its key and its value: table slots, and the item."""
+_PARTS = 64
+"""Into so many parts a lifetime is divided: what nobody asks for leaves at most one of them after its end."""
+
+_SHORTEST = 0.001
+"""Seconds; shorter lifetimes are divided as this one."""
 
 
-class Item(NamedTuple, Generic[Value]):
-    """A value with the instant at which it is gone and what it counts against the bound."""
+class Item(Generic[Value]):
+    """What is held: a value with the instant at which it is gone, and what it counts against the bound."""
 
-    value: Value
-    expires_at: float
-    size: int
+    __slots__ = ("expires_at", "size")
+
+    def __init__(self) -> None:
+        self.expires_at: float = 0.0
+        self.size: int = 0
+
+    @property
+    def value(self) -> Value:
+        """What was to be kept."""
+        raise NotImplementedError
+
+
+class Boxed(Item[Value]):
+    """Any value as an item."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        self.value: Value = value
+
+
+class Expiries:
+    """Which keys are over when: told of each at most a 64th of its lifetime late, for about ten bytes a key."""
+
+    def __init__(self) -> None:
+        self._keys: dict[float, list[bytes]] = {}
+        self._instants: list[float] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many keys are noted, those that are gone or were noted again included."""
+        return self._count
+
+    def add(self, key: bytes, expires_at: float, lifetime: float) -> None:
+        """Note a key."""
+        if expires_at == math.inf:
+            return
+        # a power of two, so that nothing is rounded
+        width = math.ldexp(1, math.frexp(max(lifetime, _SHORTEST) / _PARTS)[1] - 1)
+        instant = math.ceil(expires_at / width) * width
+        keys = self._keys.get(instant)
+        if keys is None:
+            keys = self._keys[instant] = []
+            heapq.heappush(self._instants, instant)
+        keys.append(key)
+        self._count += 1
+
+    def due(self, now: float) -> list[bytes]:
+        """Take out the keys whose time is over; some of them may have been noted again since, with more time."""
+        due: list[bytes] = []
+        while self._instants and self._instants[0] <= now:
+            due += self._keys.pop(heapq.heappop(self._instants))
+        self._count -= len(due)
+        return due
 
 
 class _Share(Generic[Value]):
@@ -63,7 +121,7 @@ class Bounded(Generic[Value]):
         self._shares: dict[bytes, _Share[Value]] = {}
         self._heaviest: list[tuple[int, bytes]] = []
         """A heap of owners by their bytes, negated; what is out of date is put right when it comes up."""
-        self._expiries: list[tuple[float, bytes]] = []
+        self._expiries = Expiries()
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._clock = clock
@@ -104,6 +162,10 @@ class Bounded(Generic[Value]):
 
     def put(self, key: bytes, value: Value, *, size: int, lifetime: float) -> bool:
         """Keep a value for `lifetime` seconds; False if it alone is over the bound, and nothing is kept."""
+        return self.hold(key, Boxed(value), size=size, lifetime=lifetime)
+
+    def hold(self, key: bytes, item: Item[Value], *, size: int, lifetime: float) -> bool:
+        """Do what `put` does, for a value that is an item itself."""
         size = self.cost(key, size)
         self.pop(key)
         if size > self._max_bytes or self._max_entries < 1:
@@ -113,16 +175,16 @@ class Bounded(Generic[Value]):
         share = self._shares.get(owner)
         if share is None:
             share = self._shares[owner] = _Share()
-        expires_at = now + lifetime
-        share.items[key] = Item(value, expires_at, size)
+        item.size, item.expires_at = size, now + lifetime
+        share.items[key] = item
         self._count += 1
         self._weigh(owner, share, size)
-        heapq.heappush(self._expiries, (expires_at, key))
+        self._expiries.add(key, item.expires_at, lifetime)
         if len(self._expiries) > 2 * self._count + 64:
-            self._expiries = [
-                (item.expires_at, name) for each in self._shares.values() for name, item in each.items.items()
-            ]
-            heapq.heapify(self._expiries)
+            self._expiries = Expiries()
+            for each in self._shares.values():
+                for name, held in each.items.items():
+                    self._expiries.add(name, held.expires_at, held.expires_at - now)
         self._expire(now)
         self._make_room()
         return True
@@ -133,7 +195,7 @@ class Bounded(Generic[Value]):
         share = self._shares.get(owner)
         item = share.items.get(key) if share is not None else None
         if share is not None and item is not None:
-            share.items[key] = item._replace(size=item.size + by)
+            item.size += by
             self._weigh(owner, share, by)
             self._make_room()
 
@@ -181,7 +243,7 @@ class Bounded(Generic[Value]):
         """Forget everything."""
         self._shares.clear()
         self._heaviest.clear()
-        self._expiries.clear()
+        self._expiries = Expiries()
         self._count = self.bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -212,10 +274,9 @@ class Bounded(Generic[Value]):
                 heapq.heappush(self._heaviest, (-share.bytes, owner))
 
     def _expire(self, now: float) -> None:
-        while self._expiries and self._expiries[0][0] <= now:
-            expires_at, key = heapq.heappop(self._expiries)
+        for key in self._expiries.due(now):
             item = self._item(key)
-            if item is not None and item.expires_at == expires_at:
+            if item is not None and item.expires_at <= now:
                 self._remove(key, "expired")
 
     def _remove(self, key: bytes, reason: str) -> None:

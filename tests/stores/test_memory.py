@@ -1,6 +1,5 @@
 """The store in this process: the contract, and its bounds."""
 
-import heapq
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nexcache.stores.base import Store
-from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
+from nexcache.stores.memory import Bounded, Expiries, MemoryStore, tenant_of
 from nexcache.testing import FakeClock, StoreContract
 
 
@@ -104,7 +103,7 @@ class BoundedModel(RuleBasedStateMachine):
         assert self.bounded.bytes == sum(self.bounded.size_of(key) for key in self.bounded)
 
     @invariant()
-    def the_heap_is_no_longer_than_twice_the_items(self) -> None:
+    def what_is_noted_is_no_longer_than_twice_the_items(self) -> None:
         assert len(self.bounded._expiries) <= 2 * self.MAX_ENTRIES + 64
 
     @invariant()
@@ -245,16 +244,23 @@ def test_writing_one_key_a_hundred_thousand_times_holds_one_item() -> None:
     assert len(items._expiries) <= 70
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 10)), max_size=200))
-def test_the_heap_always_knows_the_next_expiry(puts: list[tuple[int, float]]) -> None:
-    items, _, _ = bounded()
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 10_000)), max_size=200), st.floats(0, 20_000))
+def test_what_is_over_is_found_a_64th_of_its_lifetime_late_at_most(puts: list[tuple[int, float]], now: float) -> None:
+    expiries = Expiries()
     for number, lifetime in puts:
-        items.put(b"%d" % number, "x", size=1, lifetime=lifetime)
-    held = {name: item.expires_at for share in items._shares.values() for name, item in share.items.items()}
-    for name, expires_at in held.items():
-        assert (expires_at, name) in items._expiries
-    if items._expiries:
-        assert items._expiries[0] == heapq.nsmallest(1, items._expiries)[0]
+        expiries.add(b"%d" % number, lifetime, lifetime)
+    due = sorted(expiries.due(now))
+    assert all(b"%d" % number in due for number, lifetime in puts if lifetime + max(lifetime, 0.001) / 64 <= now)
+    assert len(due) <= sum(lifetime <= now for _, lifetime in puts)
+    assert len(expiries) == len(puts) - len(due)
+    assert expiries.due(now) == []
+
+
+def test_what_never_ends_is_not_noted() -> None:
+    items, clock, _ = bounded()
+    items.put(b"a", "a", size=1, lifetime=float("inf"))
+    clock.advance(1e12)
+    assert items.get(b"a") == "a"
 
 
 async def test_the_number_of_registries_is_bounded_and_a_lost_one_is_incomplete() -> None:
