@@ -24,19 +24,22 @@ UNBOUNDED: Final = 0
 
 
 class _Seen:
-    """The keys that a tenant asked for: those of this period, in their order, and those of the one before."""
+    """The keys that a tenant asked for: those of this period, in their order, and those of the one before.
+
+    Of each only Python's hash, which nobody outside can aim at: were two the same, one answer more would be stored.
+    """
 
     __slots__ = ("_before", "_since", "_these")
 
     def __init__(self, since: float) -> None:
-        self._these: dict[bytes, None] = {}
-        self._before: dict[bytes, None] = {}
+        self._these: dict[int, None] = {}
+        self._before: dict[int, None] = {}
         self._since = since
 
     def __len__(self) -> int:
         return len(self._these) + len(self._before)
 
-    def note(self, key: bytes, now: float) -> bool:
+    def note(self, key: int, now: float) -> bool:
         """Note a key; whether it was noted before."""
         if now - self._since >= REMEMBERED:
             self._before = self._these if now - self._since < 2 * REMEMBERED else {}
@@ -80,7 +83,7 @@ class Admission:
         if seen is None:
             seen = self._seen[tenant] = _Seen(now)
         held = len(seen)
-        known = seen.note(key, now)
+        known = seen.note(hash(key), now)
         self._held += len(seen) - held
         if self._held > MOST_KEYS:
             self._make_room()

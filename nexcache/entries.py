@@ -7,24 +7,25 @@ it then serves what this process itself has filled, for a short time, under gene
 import math
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
+from nexcache.asgi import Headers
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations, Snapshot, seen
 from nexcache.invalidation.tags import MOST_TAGS, LiveTags, Remembered
 from nexcache.invalidation.view import View
-from nexcache.key import CacheKey, KeySpace
+from nexcache.key import PLACE, CacheKey, KeySpace
 from nexcache.known import Known
 from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.quota import Quota, Quotas
 from nexcache.semantics.early_refresh import refresh_at
-from nexcache.semantics.reuse import Prepared, prepare
+from nexcache.semantics.reuse import Prepared
 from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.codec import Codec, Seal, Undecodable
@@ -40,13 +41,15 @@ Raw: TypeAlias = tuple[Hashable, ...]
 
 _MOST_ALIASES = 8
 _MOST_COMMON = 4_096
+_COMMON = 90
+"""Bytes that a value takes beside what it is made of, to be shared."""
+_ALIAS = 100
+"""Bytes that a way to ask for an entry takes beside what is asked for."""
 _LONGEST_HERE = 30.0
 """Seconds after which an entry that the store holds too is read from it again."""
-_MOST_GLANCED = 1024
-"""Uses by other threads that are noted until the next entry is kept."""
 _BREAKER = BackendFailed("get", "breaker")
 _CHECKED_FOR = 0.05
-"""Seconds for which an entry in use needs no second look as long as no generation changes."""
+"""Seconds for which generations in use need no second look as long as none changes."""
 
 
 class Currency(Protocol):
@@ -71,25 +74,76 @@ class Ages(Protocol):
         """Return since when on that clock; None: it was invalidated for good."""
 
 
-class Live:
-    """An entry in this process's memory, ready to be sent."""
+class Basis:
+    """The generations that entries were computed under, and until when they are known to be those of now."""
 
-    __slots__ = ("aliases", "changes", "counts", "entry", "expires_at", "good_until", "name", "prepared", "value")
+    __slots__ = ("__weakref__", "changes", "generations", "good_until")
+
+    def __init__(self, generations: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.generations: tuple[tuple[bytes, bytes], ...] = generations
+        self.changes: int = -1
+        """What `Currency.changes` was when they were looked at."""
+        self.good_until: float = 0.0
+
+
+class Live(Prepared):
+    """An entry in this process's memory, ready to be sent, in one object: there are hundreds of thousands of them."""
+
+    __slots__ = (
+        "alias",
+        "basis",
+        "captured",
+        "counts",
+        "expires_at",
+        "fresh_until",
+        "place",
+        "result",
+        "size",
+        "used",
+    )
 
     def __init__(
-        self, name: bytes, entry: Entry, expires_at: float, counts: OperationCounts, prepared: Prepared
+        self,
+        key: CacheKey,
+        entry: Entry,
+        basis: Basis,
+        counts: OperationCounts,
+        *,
+        share: Callable[[Headers], Headers],
     ) -> None:
-        self.name: bytes = name
-        self.entry: Entry = entry
-        self.prepared: Prepared = prepared
-        self.expires_at: float = expires_at
+        response = entry.response
+        super().__init__(response, refresh_at=_refresh_at(response), share=share)
+        self.place: bytes = key.place
+        self.basis: Basis = basis
+        self.captured: int = entry.captured if response.kept_on > 0 else 0
+        """When its generations were, where that is asked for: it may be served stale."""
         self.counts: OperationCounts = counts
-        self.aliases: tuple[Raw, ...] = ()
-        self.changes: int = -1
-        """What `Currency.changes` was when the generations were looked at."""
-        self.good_until: float = 0.0
-        self.value: object = None
+        self.expires_at: float = 0.0
+        """When it leaves."""
+        self.fresh_until: float = 0.0
+        """Sooner than it leaves where it may be served stale."""
+        self.size: int = 0
+        self.used: bool = False
+        """By any thread, since room was last looked for."""
+        self.alias: Raw | None = None
+        """The raw request that it was first asked for by."""
+        self.result: object = None
         """What a function makes of the body, where it is one's result."""
+
+    @property
+    def value(self) -> "Live":
+        """Itself: it is its own place in memory."""
+        return self
+
+    @property
+    def name(self) -> bytes:
+        """The name of its key."""
+        return self.place[:-PLACE]
+
+    @property
+    def entry(self) -> Entry:
+        """The entry, with a digest in place of its request."""
+        return Entry(self.place[-PLACE:], self.response, self.basis.generations, self.captured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +204,31 @@ class Common:
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
+        self.new: int = 0
+        """About how many bytes those took that nobody had asked for before, all together."""
 
     def one(self, value: Value) -> Value:
         """Return a value that is equal, the same for all who ask."""
+        known: Value | None = self._known.get(value)
+        if known is not None:
+            return known
         if len(self._known) >= _MOST_COMMON:
             self._known.clear()
-        known: Value = self._known.setdefault(value, value)
-        return known
+        self._known[value] = value
+        self.new += _COMMON + (8 * len(value) if isinstance(value, tuple) else _size(value))
+        return value
+
+    def parts(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Do the same for a tuple and for the tuples, texts and bytes that it is made of."""
+        known: tuple[Any, ...] | None = self._known.get(value)
+        if known is not None:
+            return known
+        return self.one(tuple([self._part(part) for part in value]))
+
+    def _part(self, part: Any) -> Any:
+        if isinstance(part, tuple):
+            return self.parts(part)
+        return self.one(part) if isinstance(part, str | bytes) else part
 
 
 class Memory:
@@ -178,8 +250,10 @@ class Memory:
         self._emitter = emitter
         self._clock = clock
         self._aliases: dict[Raw, Live] = {}
+        self._further: dict[bytes, list[Raw]] = {}
+        """The aliases of entries that have more than one."""
         self._common = Common()
-        self._glanced: deque[bytes] = deque(maxlen=_MOST_GLANCED)
+        self._bases: WeakValueDictionary[tuple[tuple[bytes, bytes], ...], Basis] = WeakValueDictionary()
         self._entries: Bounded[Live] = Bounded(
             max_bytes=max_bytes, max_entries=max_entries, clock=clock, left=self._left, owner=tenant_of
         )
@@ -197,139 +271,152 @@ class Memory:
 
     def usage(self, prefix: bytes) -> Usage:
         """Count the entries whose keys begin with `prefix`, and about how many bytes they hold."""
-        return add_up((name, self._entries.size_of(name)) for name in self._entries if name.startswith(prefix))
+        held = (place for place in self._entries if place.startswith(prefix))
+        return add_up((place[:-PLACE], self._entries.size_of(place)) for place in held)
 
     def peek(self, raw: Raw) -> Live | None:
         """Return the entry that answers this raw request, if it may be used now."""
         live = self._aliases.get(raw)
         if live is None:
             return None
-        if live.changes == self._generations.changes and self._clock() < live.good_until:
+        basis, now = live.basis, self._clock()
+        if basis.changes == self._generations.changes and now < basis.good_until and now < live.fresh_until:
+            live.used = True
             return live
         return live if self._is_usable(live) else None
 
     def glance(self, raw: Raw) -> Live | None:
-        """Do what `peek` does, from any thread: it changes nothing but a note that the entry was used."""
+        """Do what `peek` does, from any thread: it changes nothing but a mark that the entry was used."""
         live = self._aliases.get(raw)
         if live is None:
             return None
-        changes, now = self._generations.changes, self._clock()
-        if not (live.changes == changes and now < live.good_until):
-            good_until = self._generations.good_until(live.entry.generations)
-            if live.expires_at <= now or good_until is None or good_until <= now:
+        basis, changes, now = live.basis, self._generations.changes, self._clock()
+        if live.fresh_until <= now:
+            return None
+        if not (basis.changes == changes and now < basis.good_until):
+            good_until = self._generations.good_until(basis.generations)
+            if good_until is None or good_until <= now or self._generations.changes != changes:
                 return None
-            if self._generations.changes != changes:
-                return None
-        self._glanced.append(live.name)
+        live.used = True
         return live
 
     def held(self, prefix: bytes, most: int) -> Iterator[tuple[bytes, Entry, bool]]:
         """Give up to `most` entries whose keys begin with `prefix`, and whether each may be used now."""
-        for name in islice((name for name in self._entries if name.startswith(prefix)), most):
-            live = self._entries.peek(name)
+        for place in islice((place for place in self._entries if place.startswith(prefix)), most):
+            live = self._entries.peek(place)
             if live is not None:
-                yield name, live.entry, self._why_not(live) is None
+                yield live.name, live.entry, self._why_not(live) is None
 
     def inspect(self, key: CacheKey) -> Copy:
         """Say what is held for a key, and change nothing."""
-        live = self._entries.peek(key.name)
+        live = self._entries.peek(key.place)
         if live is None:
             return Copy(self.tier, None, "absent")
-        if live.entry.request != key.request:
-            return Copy(self.tier, None, "collision")
         return Copy(self.tier, live.entry, self._why_not(live))
 
     def lookup(self, key: CacheKey) -> Found | None:
         """Look an entry up by its key."""
-        live = self._entries.peek(key.name)
-        if live is not None and live.entry.request == key.request and self._is_usable(live):
-            return Found(live.prepared, self.tier, live)
+        live = self._entries.peek(key.place)
+        if live is not None and self._is_usable(live):
+            return Found(live, self.tier, live)
         return None
 
     def stale(self, key: CacheKey) -> Found | None:
         """Return what there is of a key that may be served stale, and since when it is."""
-        live = self._entries.peek(key.name)
-        if live is None or live.entry.request != key.request:
+        live = self._entries.peek(key.place)
+        if live is None:
             return None
         seconds = self._stale_for(live)
-        return None if seconds is None else Found(live.prepared, self.tier, None, seconds)
+        return None if seconds is None else Found(live, self.tier, None, seconds)
 
     def _stale_for(self, live: Live) -> float | None:
         """Say for how long an entry has been stale; None: it may not be served at all."""
-        if self._ages is None or live.entry.response.kept_on <= 0:
+        if self._ages is None or live.kept_on <= 0:
             return None
-        since = self._ages.stale_since(live.entry.generations, live.entry.captured)
+        since = self._ages.stale_since(live.basis.generations, live.captured)
         if since is None:
             return None
-        return max(0.0, self._clock() - live.expires_at, ((self._ages.now - since) % CLOCK) / 1000)
+        return max(0.0, self._clock() - live.fresh_until, ((self._ages.now - since) % CLOCK) / 1000)
 
     def alias(self, raw: Raw, live: Live) -> None:
         """Remember that this raw request is answered by this entry."""
-        if len(live.aliases) < _MOST_ALIASES and raw not in self._aliases and self._entries.peek(live.name) is live:
-            # the path and the header fields are other entries' too, the query mostly is not
-            raw = tuple([self._common.one(part) if isinstance(part, str | tuple) else part for part in raw])
-            live.aliases = (*live.aliases, raw)
-            self._aliases[raw] = live
-            self._entries.grow(live.name, by=_size(raw))
+        if raw in self._aliases or self._entries.peek(live.place) is not live:
+            return
+        first, rest, new = raw[0], raw[1:], self._common.new
+        if isinstance(first, tuple):  # other entries' too: all but the query, mostly
+            raw = (self._common.parts(first), *rest)
+        size = _ALIAS + _size(rest) + self._common.new - new
+        if live.alias is None:
+            live.alias = raw
+        else:
+            further = self._further.setdefault(live.place, [])
+            if len(further) + 1 >= _MOST_ALIASES:
+                return
+            further.append(raw)
+        self._aliases[raw] = live
+        self._entries.grow(live.place, by=size)
 
     def keep(self, key: CacheKey, entry: Entry, counts: OperationCounts, *, lifetime: float) -> Live | None:
         """Keep an entry until its time is over or its room is needed; None if it is too large."""
-        while self._glanced:
-            name = self._glanced.popleft()
-            if self._entries.size_of(name):
-                self._entries.touch(name)
-        self._forget(self._entries.pop(key.name))
-        entry = replace(entry, generations=self._common.one(entry.generations))
-        live = Live(key.name, entry, self._clock() + lifetime, counts, ready(entry.response))
-        held = lifetime if self._ages is None else lifetime + entry.response.kept_on
-        return live if self._entries.put(key.name, live, size=entry.size, lifetime=held) else None
+        new, basis = self._common.new, self._bases.get(entry.generations)
+        if basis is None:
+            generations = self._common.parts(entry.generations)
+            basis = self._bases[generations] = Basis(generations)
+        live = Live(key, entry, basis, counts, share=self._common.parts)
+        self._forget(self._entries.pop(live.place))
+        size = entry.size + self._common.new - new
+        kept_on = live.kept_on if self._ages is not None else 0.0
+        if not self._entries.hold(live.place, live, size=size, lifetime=lifetime + kept_on):
+            return None
+        live.fresh_until = live.expires_at - kept_on if kept_on > 0 else live.expires_at
+        return live
 
     def held_by(self, prefix: bytes) -> tuple[int, int]:
         """Return how many entries a tenant has here, and their bytes."""
         return self._entries.share_of(prefix)
 
-    def with_entry(self, name: bytes, entry: Entry) -> tuple[int, int]:
+    def with_entry(self, key: CacheKey, entry: Entry) -> tuple[int, int]:
         """Return how many entries a tenant would have here, and their bytes, if it had this one too."""
-        entries, held = self._entries.share_of(name)
-        before = self._entries.size_of(name)
-        return entries + (not before), held - before + self._entries.cost(name, entry.size)
+        entries, held = self._entries.share_of(key.place)
+        before = self._entries.size_of(key.place)
+        return entries + (not before), held - before + self._entries.cost(key.place, entry.size)
 
     def forget(self, prefix: bytes) -> int:
         """Forget the entries whose keys begin with `prefix`; returns how many there were."""
-        names = [name for name in self._entries if name.startswith(prefix)]
-        for name in names:
-            self._forget(self._entries.pop(name))
-        return len(names)
+        places = [place for place in self._entries if place.startswith(prefix)]
+        for place in places:
+            self._forget(self._entries.pop(place))
+        return len(places)
 
     def clear(self) -> None:
         """Forget every entry."""
         self._entries.clear()
         self._aliases.clear()
+        self._further.clear()
 
     def _why_not(self, live: Live) -> str | None:
         """Say why an entry may not be used now, or None if it may; changes nothing."""
         now = self._clock()
-        if live.expires_at <= now:
+        if live.fresh_until <= now:
             return "expired"
-        good_until = self._generations.good_until(live.entry.generations)
+        good_until = self._generations.good_until(live.basis.generations)
         if good_until is None:
             return "lease"
         return None if good_until > now else "generations"
 
     def _is_usable(self, live: Live) -> bool:
-        now = self._clock()
-        if live.expires_at > now:
+        now, basis = self._clock(), live.basis
+        if live.fresh_until > now:
             generations = self._generations
-            good_until = generations.good_until(live.entry.generations)
+            good_until = generations.good_until(basis.generations)
             if good_until is None:  # it may still be right: the store will tell
                 return False
             if good_until > now:
-                live.changes = generations.changes
-                live.good_until = min(good_until, live.expires_at, now + _CHECKED_FOR)
-                self._entries.touch(live.name)
+                basis.changes, basis.good_until = generations.changes, min(good_until, now + _CHECKED_FOR)
+                live.used = True
                 return True
         if self._stale_for(live) is None:
-            self._forget(self._entries.pop(live.name))
+            self._forget(self._entries.pop(live.place))
         return False
 
     def _left(self, reason: str, live: Live) -> None:
@@ -337,8 +424,8 @@ class Memory:
         self._emitter.emit(Evicted(reason, 1))
 
     def _forget(self, live: Live | None) -> None:
-        if live is not None:
-            for raw in live.aliases:
+        if live is not None and live.alias is not None:
+            for raw in (live.alias, *self._further.pop(live.place, ())):
                 self._aliases.pop(raw, None)
 
 
@@ -767,7 +854,7 @@ class Entries:
                     named = tuple([name for name, _ in entry.generations[key.base :]])
                     self._remembered.learn(key, named, lifetime=self._shared.lifetime)
                 live = self._keep_here(key, entry, counts, fresh_for) if stale is None else None
-                prepared = live.prepared if live is not None else ready(entry.response)
+                prepared = live if live is not None else ready(entry.response)
                 found = Found(prepared, Tier.REDIS, live, stale, read)
         except StoreError:
             found = self._local.lookup(key)
@@ -856,7 +943,7 @@ class Entries:
                     return None
                 entry = replace(entry, response=_shortened(response, self._fallback_ttl))
             if quota is not None and self.quotas is not None and quota.holds:
-                entries, held = self._local.memory.with_entry(key.name, entry)
+                entries, held = self._local.memory.with_entry(key, entry)
                 self.quotas.account(key.tenant, quota, entries, held, kept=quota.permits(entries, held))
             kept = self._local.keep(key, entry, counts)
         if kept:
@@ -927,7 +1014,11 @@ def _shortened(response: StoredResponse, ttl: float) -> StoredResponse:
 
 def ready(response: StoredResponse) -> Prepared:
     """Prepare a stored response, and draw when it is to be computed again."""
-    return prepare(response, refresh_at=refresh_at(response, 1 - random.random()))  # noqa: S311 - no secret
+    return Prepared(response, refresh_at=_refresh_at(response))
+
+
+def _refresh_at(response: StoredResponse) -> float:
+    return refresh_at(response, 1 - random.random())  # noqa: S311 - no secret
 
 
 def _size(raw: Hashable) -> int:

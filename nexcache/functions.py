@@ -385,7 +385,7 @@ class Calls:
             counts.memory_hits += 1
             counts.hit_latency.add(duration)
         if span is not None or self._emitter.hears(Answered):
-            response, age = live.entry.response, max(0.0, time.time() - live.entry.response.stored_at)
+            response, age = live, max(0.0, time.time() - live.stored_at)
             self._tell(
                 span,
                 Answered(
@@ -755,13 +755,13 @@ class Asker:
         One that nobody can change is read once and shared, any other is read anew for every caller. What another
         version of the program wrote cannot be read: the long way computes it again.
         """
-        value = live.value
+        value = live.result
         try:
             if value is _READ_ANEW:
-                found = self.codec.decode(live.entry.response.body)
+                found = self.codec.decode(live.body)
             elif value is None:
-                found = self.codec.decode(live.entry.response.body)
-                live.value = (found,) if is_immutable(found) else _READ_ANEW
+                found = self.codec.decode(live.body)
+                live.result = (found,) if is_immutable(found) else _READ_ANEW
             else:
                 found = value[0]  # type: ignore[index]
         except NotDecodable:

@@ -26,6 +26,8 @@ ENVELOPE: Final = 3
 """The version of what is stored under them: in a rolling deployment the nodes of two versions do not overwrite each
 other's entries again and again, and depend on the same generations all the same."""
 
+PLACE: Final = 16
+"""Bytes by which a place in memory is longer than the name of its key."""
 LONGEST_REQUEST: Final = 16 * 1024
 """Bytes of one canonical request; a longer one is not worth a key."""
 
@@ -229,6 +231,14 @@ class CacheKey:
     def base(self) -> int:
         """How many of the generations follow from the request alone."""
         return 2 + len(self.tags)
+
+    @property
+    def place(self) -> bytes:
+        """Where it is held in memory: its name, and `PLACE` bytes of another hash of the request.
+
+        Requests whose names collide are thus held apart, and the request itself need not be held.
+        """
+        return self.name + blake2b(self.request, digest_size=PLACE, person=b"nexcache-place").digest()
 
     @property
     def identity(self) -> bytes:

@@ -1,8 +1,14 @@
 """The values that the parts of NexCache hand to each other."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from nexcache.asgi import Headers
+
+_EMPTY: Final = 400
+"""Bytes of an entry in memory without a body."""
+_CODING: Final = 400
+"""Bytes of a further content coding beside its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +36,6 @@ class StoredResponse:
     filled_by: bytes = b""
     """The trace id (16 bytes) and the span id (8) of the span that computed it; empty where none was recorded."""
 
-    @property
-    def size(self) -> int:
-        """About how many bytes of memory it holds."""
-        bodies = len(self.body) + sum(len(body) + 150 for _, body in self.encoded)
-        return bodies + sum(len(name) + len(value) + 120 for name, value in self.headers) + 200
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -51,7 +51,5 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory it holds."""
-        return (
-            self.response.size + len(self.request) + sum(len(key) + len(token) + 120 for key, token in self.generations)
-        )
+        """About how many bytes of memory it takes, beside what it shares with others: header fields, generations."""
+        return _EMPTY + len(self.response.body) + sum(_CODING + len(body) for _, body in self.response.encoded)

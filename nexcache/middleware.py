@@ -42,8 +42,9 @@ from nexcache.semantics.reuse import (
     REVALIDATE,
     Prepared,
     answer,
+    current_age,
     for_client,
-    prepare,
+    time_to_live,
     varying,
 )
 from nexcache.semantics.storing import may_store
@@ -350,7 +351,7 @@ class CacheMiddleware:
         live = first.peek(raw)
         if live is None:
             return None
-        messages = self._messages(live.prepared, first.tier, scope, if_none_match)
+        messages = self._messages(live, first.tier, scope, if_none_match)
         if messages is None:
             return None
         counts = live.counts
@@ -360,7 +361,7 @@ class CacheMiddleware:
             counts.fallback_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
         if policy.shadow is not None and cache.shadows.draws(policy.shadow):
-            self._check_later(policy, scope, b"", tenant=tenant, counts=counts, served=live.prepared.response)
+            self._check_later(policy, scope, b"", tenant=tenant, counts=counts, served=live.response)
         return messages
 
     async def _in_store(
@@ -393,10 +394,10 @@ class CacheMiddleware:
         now = time.time()
         if now >= prepared.refresh_at:
             return None
-        if prepared.encoded:
+        if prepared.codings:
             prepared = for_client(prepared, scope["headers"], if_none_match)
-        prepared.bring_up(now, tier)
-        return answer(prepared, method=scope["method"], if_none_match=if_none_match, varying=prepared.varying)
+        fields = prepared.varying(now, tier)
+        return answer(prepared, method=scope["method"], if_none_match=if_none_match, varying=fields)
 
     async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
         """Follow one request of a path with a policy: bypass, hit, or miss."""
@@ -437,7 +438,7 @@ class CacheMiddleware:
                 request.counts = live.counts
                 if cache.recent.watched:
                     self._note(request, keyed, hit=True)
-                await self._hit(request, live.prepared, first.tier, live.name)
+                await self._hit(request, live, first.tier, live.name)
                 return
         try:
             await self._look(request, keyed, raw)
@@ -493,9 +494,7 @@ class CacheMiddleware:
                 key, request.counts, deadline, since=since, anew=refreshing is not None, stale_for=stale_for
             )
             if isinstance(looked, Found) and refreshing is not None:
-                if waits or (
-                    refreshing.replaces is not None and looked.prepared.response.stored_at > refreshing.replaces
-                ):
+                if waits or (refreshing.replaces is not None and looked.prepared.stored_at > refreshing.replaces):
                     refreshing.kept = True  # by somebody else
                     return
                 if refreshing.if_missing:
@@ -705,7 +704,7 @@ class CacheMiddleware:
         refreshing = Refreshing(tenant, if_missing=if_missing)
         return await self._again(target.scope(headers, **{REFRESH: refreshing}), target.body, refreshing)
 
-    def _refresh_later(self, request: _Request, name: bytes, stored: StoredResponse) -> None:
+    def _refresh_later(self, request: _Request, name: bytes, stored: Prepared) -> None:
         """Compute a request again in the background, as the one who sent it, to replace what is stored of it.
 
         At most once per key at a time; not at all where the tenant has as many refreshes under way as it may.
@@ -836,18 +835,18 @@ class CacheMiddleware:
     def _raw(self, index: int, scope: Scope, tenant: object, principal: object, fields: Headers) -> Raw:
         """Return the request as it came, as far as it decides about the answer."""
         method = scope["method"]
-        return (
+        fixed = (
             self._marks[index],  # another middleware of the same cache has other policies
             tenant,
             principal,
             "GET" if method == "HEAD" else method,
             scope["path"],
             scope.get("raw_path"),
-            scope["query_string"],
             scope.get("root_path"),
             scope.get("scheme"),
             fields,
         )
+        return fixed, scope["query_string"]
 
     async def _lookup(
         self,
@@ -921,12 +920,10 @@ class CacheMiddleware:
     ) -> None:
         """Send a stored response, without a task, a timer or a copy of the body."""
         now, stored = time.time(), prepared
-        if prepared.encoded:
+        if prepared.codings:
             prepared = for_client(prepared, request.scope["headers"], request.if_none_match)
-        prepared.bring_up(now, "stale" if stale else tier)
-        start, body = answer(
-            prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
-        )
+        fields = prepared.varying(now, "stale" if stale else tier)
+        start, body = answer(prepared, method=request.method, if_none_match=request.if_none_match, varying=fields)
         counts = request.counts
         if stale:
             counts.stale += 1
@@ -948,21 +945,21 @@ class CacheMiddleware:
                     Result.STALE if stale else Result.HIT,
                     tier,
                     key_hash=name.rpartition(b":")[2].decode(),
-                    age=prepared.age,
-                    ttl=prepared.ttl,
-                    size=len(prepared.response.body),
+                    age=current_age(prepared, now),
+                    ttl=time_to_live(prepared, now),
+                    size=len(prepared.body),
                     duration=duration,
-                    filled_by=_span_of(prepared.response),
+                    filled_by=_span_of(prepared),
                 ),
             )
         await request.send(start)
         await request.send(body)
         if stale:
-            self._refresh_later(request, name, stored.response)
+            self._refresh_later(request, name, stored)
         elif now >= stored.refresh_at:
             stored.refresh_at = now + AGAIN  # one asks, the others need not
             if request.policy.early_refresh and tier is not Tier.FALLBACK:
-                self._refresh_later(request, name, stored.response)
+                self._refresh_later(request, name, stored)
         policy = request.policy
         if policy.shadow is not None and request.refreshing is None and self._cache.shadows.draws(policy.shadow):
             self._check_later(
@@ -1006,9 +1003,9 @@ class CacheMiddleware:
             request.refreshing.kept = True
         else:
             request.counts.coalesced += 1
-        prepared = prepare(response)
+        prepared = Prepared(response)
         if request.policy.compress and is_encodable(response.status, response.headers):
-            prepared = prepare(replace(response, headers=varying_by_encoding(response.headers)))
+            prepared = Prepared(replace(response, headers=varying_by_encoding(response.headers)))
         start, body = answer(
             prepared,
             method=request.method,
@@ -1155,10 +1152,8 @@ class CacheMiddleware:
 
     async def _send_instead(self, request: _Request, prepared: Prepared) -> None:
         """Send what is stored, and stale, in place of the app's failure (RFC 5861 §4)."""
-        prepared.bring_up(time.time(), "stale-if-error")
-        start, body = answer(
-            prepared, method=request.method, if_none_match=request.if_none_match, varying=prepared.varying
-        )
+        fields = prepared.varying(time.time(), "stale-if-error")
+        start, body = answer(prepared, method=request.method, if_none_match=request.if_none_match, varying=fields)
         request.counts.stale += 1
         await request.send(start)
         await request.send(body)
@@ -1291,7 +1286,7 @@ def _first_message(
     return {**message, "headers": headers}, False
 
 
-def _span_of(response: StoredResponse) -> str | None:
+def _span_of(response: StoredResponse | Prepared) -> str | None:
     """Return the trace and the span that computed a response, as events tell it."""
     filled_by = response.filled_by.hex()
     return f"{filled_by[:32]}-{filled_by[32:]}" if filled_by else None

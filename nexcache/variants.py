@@ -263,11 +263,10 @@ class Variants:
 
 
 def _selected(key: CacheKey, found: Found, known: tuple[Nominated, ...]) -> Selected:
-    prepared = found.prepared
+    prepared, response = found.prepared, found.prepared.response
     if prepared.facts is None:
-        response = prepared.response
         prepared.facts = facts(response.status, response.headers, received=response.stored_at)
-    return Selected(key, prepared.response, prepared.facts, found.tier, known)
+    return Selected(key, response, prepared.facts, found.tier, known)
 
 
 def _signpost(known: Sequence[Nominated], response: StoredResponse) -> StoredResponse:

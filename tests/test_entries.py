@@ -1,6 +1,9 @@
 """Entries in the store, in this process, and in the fallback while the store is away."""
 
 import asyncio
+import gc
+import os
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -8,8 +11,8 @@ import pytest
 
 from nexcache.entries import Entries, Found, Memory, Missing
 from nexcache.errors import StoreUnavailable
-from nexcache.key import CacheKey
-from nexcache.message import Entry
+from nexcache.key import CacheKey, KeySpace
+from nexcache.message import Entry, StoredResponse
 from nexcache.stores.memory import MemoryStore
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import Emitter, Event, Evicted
@@ -363,6 +366,38 @@ def test_raw_requests_count_against_the_bound() -> None:
     assert held <= 100_000
     assert entries.size[1] <= 100_000
     assert left
+
+
+@pytest.mark.parametrize("size", [200, 2_000, 16_000])
+@pytest.mark.parametrize("own", [0, 6], ids=["as others", "with headers and a tag of its own"])
+def test_what_an_entry_counts_is_about_what_it_takes(size: int, own: int) -> None:
+    """The bound of the memory is one of real bytes: never much less than what is taken, nor twice as much."""
+    entries, tokens, _, _ = memory(max_bytes=1 << 30, max_entries=1 << 20)
+    keys, counts = KeySpace(), OperationCounts()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(500):
+            tags = [f"trace:{number:032x}"] if own else ["all"]
+            key = keys.key("acme", "overview", b"16:/api/v1/services" + b"%d" % number * 40, tags)
+            capture = tokens.capture_now(key.generations, registry=b"r", operation=b"o", ttl_ms=60_000)
+            pairs = tuple(zip(key.generations, [token or b"" for token in capture.tokens], strict=True))
+            headers = [(b"content-type", b"application/json"), (b"x-page", b"%d" % (number % 3))]
+            headers += [(b"x-own-%d" % each, b"%d" % number * 8) for each in range(own)]
+            etag = b'"%032x"' % number
+            answer = StoredResponse(
+                200, (*headers, (b"etag", etag)), os.urandom(size), etag, 1000.0 + number, 60.0 + number / 7, 0, 0.01
+            )
+            live = entries.keep(key, Entry(key.request, answer, pairs), counts, lifetime=60.0 + number / 9)
+            assert live is not None
+            entries.alias((("GET", "/api/v1/services"), b"from=%d&to=now" % number), live)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    if own:  # which is held elsewhere, and counted there
+        taken -= tokens._values.bytes
+    assert 0.95 <= entries.size[1] / taken <= 1.25, taken / 500 - size
 
 
 def test_eviction_is_told_and_drops_the_least_recently_used() -> None:

@@ -1,7 +1,8 @@
 """Answering a request with a stored response (RFC 9111 §4, §5.1): as messages, or as a 304 (§4.3.2)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from nexcache.asgi import Headers, Message
@@ -16,58 +17,98 @@ REVALIDATE: Final = (b"cache-control", b"private, no-cache")
 """What browsers are told where the app says nothing: keep it, but ask each time, so that invalidations reach them."""
 
 NOT_MODIFIED: Final = 304
-_REVALIDATE: Final = (REVALIDATE,)
 _YOUNG: Final = 300
 _AGES: Final = tuple([(b"age", b"%d" % age) for age in range(_YOUNG)])
 """Most entries that are asked for are young, and many have the same age."""
+_hits: Final[defaultdict[str, dict[int, tuple[bytes, bytes]]]] = defaultdict(dict)
+"""`Cache-Status` by where it was found and what is left: in any second most entries have one of few."""
+_MOST_HITS: Final = 4_096
 _NONE: Final[Mapping[bytes, "Prepared"]] = {}
+
+
+def _itself(headers: Headers) -> Headers:
+    return headers
+
+
 _CONDITIONAL: Final = frozenset(("GET", "HEAD", "QUERY"))
 
 
 class Prepared:
-    """A stored response with its header fields as they are sent; those that change with time, as of the last answer."""
+    """A stored response as it is sent. Held by the hundred thousand: what can be told from the rest is not held."""
 
     __slots__ = (
-        "_detail",
+        "_cost_ms",
         "_not_modified",
-        "_since",
-        "_until",
-        "age",
-        "encoded",
+        "_of_the_app",
+        "body",
+        "codings",
+        "etag",
         "facts",
-        "further",
+        "filled_by",
+        "initial_age",
+        "kept_on",
         "refresh_at",
-        "response",
-        "varying",
+        "status",
+        "stored_at",
+        "tag_at",
+        "ttl",
+        "without_tag",
     )
 
-    def __init__(self, response: StoredResponse, further: Headers, refresh_at: float) -> None:
-        self.response: StoredResponse = response
-        self.further: Headers = further
-        """Header fields beside those of the response."""
-        self._not_modified: Headers | None = None
+    def __init__(
+        self, response: StoredResponse, *, refresh_at: float = math.inf, share: Callable[[Headers], Headers] = _itself
+    ) -> None:
+        self.status: int = response.status
+        self.body: bytes = response.body
+        self.etag: bytes = response.etag
+        self.stored_at: float = response.stored_at
+        self.ttl: float = response.ttl
+        self.initial_age: int = response.initial_age
+        self._cost_ms = int(response.cost * 1000)  # as the store keeps it; a small number takes no memory
+        self.kept_on: float = response.kept_on
+        self.filled_by: bytes = response.filled_by
         self.refresh_at: float = refresh_at
         """From when (seconds since the epoch) a hit has it computed again."""
-        self.encoded: Mapping[bytes, Prepared] = _NONE
-        """The same in further content codings, by their names, the preferred first."""
         self.facts: Facts | None = None
         """What its fields say of its use, where they rule it; read when first needed."""
-        self.age: int = 0
-        """Whole seconds, as of the last `bring_up`."""
-        self.varying: Headers = ()
-        """`Age` and `Cache-Status`."""
-        self._since = self._until = 0.0
-        self._detail = ""
+        self.codings: Mapping[bytes, Prepared] = _NONE
+        """The same in further content codings, by their names, the preferred first."""
+        if response.encoded:
+            self.codings = {coding: Prepared(variant(response, coding, body)) for coding, body in response.encoded}
+        headers = response.headers
+        self._of_the_app = len(headers)
+        if first(headers, b"cache-control") is None:
+            headers = (*headers, REVALIDATE)
+        # all but the entity tag is most often the same as another response's, and then shared with it
+        tag = (b"etag", response.etag)
+        at = headers.index(tag) if tag in headers else -1
+        self.tag_at: int = at
+        """Where among them it stands; -1: nowhere."""
+        self.without_tag: Headers = share(headers if at < 0 else (*headers[:at], *headers[at + 1 :]))
+        self._not_modified: Headers | None = None
+
+    @property
+    def response(self) -> StoredResponse:
+        """The response that was prepared, put together again."""
+        return StoredResponse(
+            self.status,
+            self.headers[: self._of_the_app],
+            self.body,
+            self.etag,
+            self.stored_at,
+            self.ttl,
+            self.initial_age,
+            self._cost_ms / 1000,
+            self.kept_on,
+            tuple((coding, each.body) for coding, each in self.codings.items()),
+            self.filled_by,
+        )
 
     @property
     def headers(self) -> Headers:
         """The header fields that are always sent."""
-        return (*self.response.headers, *self.further)
-
-    @property
-    def ttl(self) -> float:
-        """Seconds for which it may still be served, as of the last `bring_up`."""
-        return time_to_live(self.response, self._since)
+        headers, at = self.without_tag, self.tag_at
+        return headers if at < 0 else (*headers[:at], (b"etag", self.etag), *headers[at:])
 
     @property
     def not_modified(self) -> Headers:
@@ -76,16 +117,22 @@ class Prepared:
             self._not_modified = not_modified_headers(self.headers)
         return self._not_modified
 
-    def bring_up(self, now: float, detail: str) -> None:
-        """Make `age` and `varying` those of this instant: built again only when the age has changed."""
-        if self._since <= now < self._until and detail == self._detail:
-            return
-        response = self.response
-        self.age = current_age(response, now)
-        remaining = response.ttl - max(0.0, now - response.stored_at)  # RFC 9211 §2.4: negative once it is stale
-        self.varying = varying(self.age, cache_status.hit(remaining, detail))
-        self._since, self._detail = now, detail
-        self._until = response.stored_at + (self.age - response.initial_age) + 1
+    def varying(self, now: float, detail: str) -> Headers:
+        """Return `Age` and `Cache-Status` as of this instant; `detail` says where it was found, or why it is used."""
+        elapsed = max(0.0, now - self.stored_at)
+        age = int(elapsed) + self.initial_age
+        # RFC 9211 §2.4: negative once it is stale
+        left = round(self.ttl - elapsed)
+        hit = _hits[detail].get(left) or _hit(left, detail)
+        return _AGES[age] if age < _YOUNG else (b"age", b"%d" % age), hit
+
+
+def _hit(ttl: int, detail: str) -> tuple[bytes, bytes]:
+    known = _hits[detail]
+    if len(known) >= _MOST_HITS:
+        known.clear()
+    field = known[ttl] = (cache_status.NAME, cache_status.hit(ttl, detail))
+    return field
 
 
 def varying(age: int, status: bytes) -> Headers:
@@ -93,31 +140,22 @@ def varying(age: int, status: bytes) -> Headers:
     return (_AGES[age] if age < _YOUNG else (b"age", b"%d" % age)), (cache_status.NAME, status)
 
 
-def prepare(response: StoredResponse, *, refresh_at: float = math.inf) -> Prepared:
-    """Build what can be built once."""
-    further = () if first(response.headers, b"cache-control") is not None else _REVALIDATE
-    prepared = Prepared(response, further, refresh_at)
-    if response.encoded:
-        prepared.encoded = {coding: prepare(variant(response, coding, body)) for coding, body in response.encoded}
-    return prepared
-
-
 def for_client(prepared: Prepared, headers: Iterable[tuple[bytes, bytes]], if_none_match: bytes | None) -> Prepared:
     """Choose between a response's codings: what the client has already, else what it likes best."""
-    choices = [prepared.encoded.get(coding, prepared) for coding in accepted(headers, tuple(prepared.encoded))]
+    choices = [prepared.codings.get(coding, prepared) for coding in accepted(headers, tuple(prepared.codings))]
     if if_none_match is not None:
         for choice in choices:
-            if none_match(if_none_match, choice.response.etag):
+            if none_match(if_none_match, choice.etag):
                 return choice
     return choices[0]
 
 
-def current_age(response: StoredResponse, now: float) -> int:
+def current_age(response: StoredResponse | Prepared, now: float) -> int:
     """Return the age in whole seconds (RFC 9111 §4.2.3); a clock that runs behind makes it 0, never negative."""
     return max(0, int(now - response.stored_at)) + response.initial_age
 
 
-def time_to_live(response: StoredResponse, now: float) -> float:
+def time_to_live(response: StoredResponse | Prepared, now: float) -> float:
     """Return the seconds for which the response may still be served."""
     return max(0.0, response.ttl - max(0.0, now - response.stored_at))
 
@@ -129,19 +167,20 @@ def answer(
 
     Each call makes its own list of headers, because outer middlewares change it in place.
     """
-    response = prepared.response
     if (
         if_none_match is not None
         and method in _CONDITIONAL
-        and 200 <= response.status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
-        and none_match(if_none_match, response.etag)
+        and 200 <= prepared.status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
+        and none_match(if_none_match, prepared.etag)
     ):
         return (
             {"type": "http.response.start", "status": NOT_MODIFIED, "headers": [*prepared.not_modified, *varying]},
             {"type": "http.response.body", "body": b"", "more_body": False},
         )
-    headers = [*response.headers, *prepared.further, *varying]
+    headers = [*prepared.without_tag, *varying]
+    if prepared.tag_at >= 0:
+        headers.insert(prepared.tag_at, (b"etag", prepared.etag))
     return (
-        {"type": "http.response.start", "status": response.status, "headers": headers},
-        {"type": "http.response.body", "body": b"" if method == "HEAD" else response.body, "more_body": False},
+        {"type": "http.response.start", "status": prepared.status, "headers": headers},
+        {"type": "http.response.body", "body": b"" if method == "HEAD" else prepared.body, "more_body": False},
     )

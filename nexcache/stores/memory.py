@@ -5,13 +5,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from nexcache.stores.base import Capture, LeaseOffer, Names, Reading, StoreHealth, Usage, add_up, new_token
 from nexcache.stores.tokens import CLOCK, softened, stale_since
 from nexcache.telemetry.names import Tier
 
 Value = TypeVar("Value")
+Held_co = TypeVar("Held_co", covariant=True)
 _OVERHEAD = 150
 """Bytes that one item costs beside its key and its value: table slots, and the item."""
 _PARTS = 64
@@ -21,29 +22,29 @@ _SHORTEST = 0.001
 """Seconds; shorter lifetimes are divided as this one."""
 
 
-class Item(Generic[Value]):
+class Item(Protocol[Held_co]):
     """What is held: a value with the instant at which it is gone, and what it counts against the bound."""
 
-    __slots__ = ("expires_at", "size")
-
-    def __init__(self) -> None:
-        self.expires_at: float = 0.0
-        self.size: int = 0
+    expires_at: float
+    size: int
+    used: bool
+    """Since room was last looked for: then it stays once more (a second chance, Corbató 1968)."""
 
     @property
-    def value(self) -> Value:
+    def value(self) -> Held_co:
         """What was to be kept."""
-        raise NotImplementedError
 
 
-class Boxed(Item[Value]):
+class Boxed(Generic[Value]):
     """Any value as an item."""
 
-    __slots__ = ("value",)
+    __slots__ = ("expires_at", "size", "used", "value")
 
     def __init__(self, value: Value) -> None:
-        super().__init__()
         self.value: Value = value
+        self.expires_at: float = 0.0
+        self.size: int = 0
+        self.used: bool = False
 
 
 class Expiries:
@@ -269,7 +270,12 @@ class Bounded(Generic[Value]):
             if share is None or -weight < share.bytes:
                 continue  # it is gone, or has grown since and stands in the heap once more
             if -weight == share.bytes:
-                self._remove(next(iter(share.items)), "capacity")
+                key, item = next(iter(share.items.items()))
+                if item.used:
+                    item.used = False
+                    share.items.move_to_end(key)
+                else:
+                    self._remove(key, "capacity")
             if owner in self._shares:
                 heapq.heappush(self._heaviest, (-share.bytes, owner))
 

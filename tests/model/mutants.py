@@ -384,7 +384,7 @@ def not_modified_from_a_dead_entry(patch: Patch) -> None:
 
 @mutant("browsers may show an answer again without asking")
 def browsers_need_not_ask(patch: Patch) -> None:
-    patch.setattr(reuse, "_REVALIDATE", ((b"cache-control", b"private, max-age=60"),))
+    patch.setattr(reuse, "REVALIDATE", (b"cache-control", b"private, max-age=60"))
 
 
 # --- memories of nodes -------------------------------------------------------------------------------------------

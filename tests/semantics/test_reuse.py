@@ -4,7 +4,7 @@ import pytest
 
 from nexcache.asgi import Headers
 from nexcache.message import StoredResponse
-from nexcache.semantics.reuse import REVALIDATE, answer, current_age, prepare, time_to_live, varying
+from nexcache.semantics.reuse import _MOST_HITS, REVALIDATE, Prepared, _hits, answer, current_age, time_to_live, varying
 
 HEADERS: Headers = (
     (b"content-type", b"application/json"),
@@ -23,7 +23,7 @@ def stored(
 
 
 def answered(response: StoredResponse, method: str = "GET", if_none_match: bytes | None = None) -> tuple[Any, Any]:
-    return answer(prepare(response), method=method, if_none_match=if_none_match, varying=varying(5, b"NexCache; hit"))
+    return answer(Prepared(response), method=method, if_none_match=if_none_match, varying=varying(5, b"NexCache; hit"))
 
 
 def test_a_stored_response_is_sent_as_it_was_with_its_age_and_what_the_cache_did() -> None:
@@ -83,7 +83,7 @@ def test_every_success_can_be_a_304(status: int) -> None:
 
 @pytest.mark.parametrize("field", [None, b"*"])
 def test_every_answer_has_a_list_of_its_own(field: bytes | None) -> None:
-    prepared = prepare(stored())
+    prepared = Prepared(stored())
     first, _ = answer(prepared, method="GET", if_none_match=field, varying=varying(0, b"x"))
     first["headers"].append((b"x-outer", b"1"))
     second, _ = answer(prepared, method="GET", if_none_match=field, varying=varying(0, b"x"))
@@ -110,27 +110,58 @@ def test_age_and_lifetime_count_from_when_it_was_computed(now: float, initial: i
 
 
 @pytest.mark.parametrize(
-    ("later", "again"),
+    ("later", "age", "left"),
     [
-        pytest.param(0.4, False, id="within the second"),
-        pytest.param(0.5, True, id="a second older"),
-        pytest.param(-0.1, True, id="a clock that was set back"),
+        pytest.param(0.0, b"13", b"50", id="at once"),
+        pytest.param(0.4, b"13", b"49", id="within the second"),
+        pytest.param(0.5, b"14", b"49", id="a second older"),
+        pytest.param(60.0, b"73", b"-10", id="when its time is over"),
+        pytest.param(400.0, b"413", b"-350", id="long after"),
+        pytest.param(-30.0, b"3", b"60", id="a clock that was set back"),
     ],
 )
-def test_the_fields_of_a_hit_are_built_again_only_when_they_change(later: float, again: bool) -> None:
-    prepared = prepare(stored(initial_age=3))
-    prepared.bring_up(1010.5, "memory")
-    assert prepared.varying == ((b"age", b"13"), (b"cache-status", b"NexCache; hit; ttl=50; detail=memory"))
-    before = prepared.varying
-
-    prepared.bring_up(1010.5 + later, "memory")
-
-    assert (prepared.varying is not before) is again
-    assert prepared.varying[0] == (b"age", b"%d" % current_age(prepared.response, 1010.5 + later))
+def test_the_fields_of_a_hit_tell_its_age_and_what_is_left(later: float, age: bytes, left: bytes) -> None:
+    prepared = Prepared(stored(initial_age=3))
+    assert prepared.varying(1010.5 + later, "memory") == (
+        (b"age", age),
+        (b"cache-status", b"NexCache; hit; ttl=" + left + b"; detail=memory"),
+    )
 
 
 def test_the_fields_of_a_hit_name_where_it_was_found() -> None:
-    prepared = prepare(stored())
-    prepared.bring_up(1000.0, "memory")
-    prepared.bring_up(1000.0, "redis")
-    assert prepared.varying[1] == (b"cache-status", b"NexCache; hit; ttl=60; detail=redis")
+    prepared = Prepared(stored())
+    said = [dict(prepared.varying(1000.0, where))[b"cache-status"] for where in ("memory", "redis", "memory")]
+    assert said == [b"NexCache; hit; ttl=60; detail=%b" % where for where in (b"memory", b"redis", b"memory")]
+
+
+def test_what_is_known_of_hits_is_bounded() -> None:
+    prepared = Prepared(stored())
+    for second in range(3 * _MOST_HITS):
+        prepared.varying(1000.0 + second, "bounded")
+    assert len(_hits["bounded"]) <= _MOST_HITS
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(((b"x", b"1"), (b"etag", b'"v1"'), (b"y", b"2")), id="a tag between others"),
+        pytest.param(((b"etag", b'"v1"'), (b"etag", b'"v1"')), id="twice the same"),
+        pytest.param(((b"etag", b'"v0"'), (b"x", b"1"), (b"etag", b'"v1"')), id="another before it"),
+        pytest.param(((b"x", b"1"),), id="none"),
+        pytest.param(((b"etag", b'"v1"'), (b"cache-control", b"no-cache")), id="with a Cache-Control"),
+    ],
+)
+def test_what_was_prepared_is_the_same_when_it_is_put_together_again(headers: Headers) -> None:
+    response = StoredResponse(
+        200, headers, b"{}", b'"v1"', 1000.0, 60.0, 3, 0.25, 5.0, ((b"gzip", b"zip"), (b"br", b"b")), b"i" * 24
+    )
+    shared: list[Headers] = []
+
+    def share(fields: Headers) -> Headers:
+        shared.append(fields)
+        return fields
+
+    prepared = Prepared(response, share=share)
+    assert prepared.response == response
+    assert prepared.headers[: len(headers)] == headers
+    assert shared[0].count((b"etag", b'"v1"')) == max(0, headers.count((b"etag", b'"v1"')) - 1)
