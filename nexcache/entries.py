@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any, Protocol, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
-from nexcache.asgi import Headers
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
 from nexcache.invalidation.generations import Generations, Snapshot, seen
@@ -25,7 +24,7 @@ from nexcache.message import Entry, StoredResponse
 from nexcache.policy import LONGEST
 from nexcache.quota import Quota, Quotas
 from nexcache.semantics.early_refresh import refresh_at
-from nexcache.semantics.reuse import Prepared
+from nexcache.semantics.reuse import Head, Prepared
 from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
 from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.codec import Codec, Seal, Undecodable
@@ -77,10 +76,12 @@ class Ages(Protocol):
 class Basis:
     """The generations that entries were computed under, and until when they are known to be those of now."""
 
-    __slots__ = ("__weakref__", "changes", "generations", "good_until")
+    __slots__ = ("__weakref__", "changes", "counts", "generations", "good_until")
 
-    def __init__(self, generations: tuple[tuple[bytes, bytes], ...]) -> None:
+    def __init__(self, generations: tuple[tuple[bytes, bytes], ...], counts: OperationCounts) -> None:
         self.generations: tuple[tuple[bytes, bytes], ...] = generations
+        self.counts: OperationCounts = counts
+        """Of the tenant's operation, whose generations are among them."""
         self.changes: int = -1
         """What `Currency.changes` was when they were looked at."""
         self.good_until: float = 0.0
@@ -93,7 +94,6 @@ class Live(Prepared):
         "alias",
         "basis",
         "captured",
-        "counts",
         "expires_at",
         "fresh_until",
         "place",
@@ -107,9 +107,8 @@ class Live(Prepared):
         key: CacheKey,
         entry: Entry,
         basis: Basis,
-        counts: OperationCounts,
         *,
-        share: Callable[[Headers], Headers],
+        share: Callable[[Head], Head],
     ) -> None:
         response = entry.response
         super().__init__(response, refresh_at=_refresh_at(response), share=share)
@@ -117,7 +116,6 @@ class Live(Prepared):
         self.basis: Basis = basis
         self.captured: int = entry.captured if response.kept_on > 0 else 0
         """When its generations were, where that is asked for: it may be served stale."""
-        self.counts: OperationCounts = counts
         self.expires_at: float = 0.0
         """When it leaves."""
         self.fresh_until: float = 0.0
@@ -361,8 +359,8 @@ class Memory:
         new, basis = self._common.new, self._bases.get(entry.generations)
         if basis is None:
             generations = self._common.parts(entry.generations)
-            basis = self._bases[generations] = Basis(generations)
-        live = Live(key, entry, basis, counts, share=self._common.parts)
+            basis = self._bases[generations] = Basis(generations, counts)
+        live = Live(key, entry, basis, share=self._share)
         self._forget(self._entries.pop(live.place))
         size = entry.size + self._common.new - new
         kept_on = live.kept_on if self._ages is not None else 0.0
@@ -370,6 +368,9 @@ class Memory:
             return None
         live.fresh_until = live.expires_at - kept_on if kept_on > 0 else live.expires_at
         return live
+
+    def _share(self, head: Head) -> Head:
+        return self._common.one(head._replace(headers=self._common.parts(head.headers)))
 
     def held_by(self, prefix: bytes) -> tuple[int, int]:
         """Return how many entries a tenant has here, and their bytes."""

@@ -380,7 +380,7 @@ class Calls:
 
     def hit(self, live: Live, tenant: str, operation: str, span: RequestSpan | None, started: float) -> None:
         """Count and tell an answer out of this process's memory."""
-        counts, duration = live.counts, time.perf_counter() - started
+        counts, duration = live.basis.counts, time.perf_counter() - started
         with self.counting:
             counts.memory_hits += 1
             counts.hit_latency.add(duration)

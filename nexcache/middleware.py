@@ -354,7 +354,7 @@ class CacheMiddleware:
         messages = self._messages(live, first.tier, scope, if_none_match)
         if messages is None:
             return None
-        counts = live.counts
+        counts = live.basis.counts
         if first.tier is Tier.MEMORY:
             counts.memory_hits += 1
         else:
@@ -435,7 +435,7 @@ class CacheMiddleware:
         if first is not None and REFRESH not in scope:
             live = first.peek(raw)
             if live is not None:
-                request.counts = live.counts
+                request.counts = live.basis.counts
                 if cache.recent.watched:
                     self._note(request, keyed, hit=True)
                 await self._hit(request, live, first.tier, live.name)

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from nexcache.asgi import Headers, Message
 from nexcache.message import StoredResponse
@@ -26,8 +26,19 @@ _MOST_HITS: Final = 4_096
 _NONE: Final[Mapping[bytes, "Prepared"]] = {}
 
 
-def _itself(headers: Headers) -> Headers:
-    return headers
+class Head(NamedTuple):
+    """What is sent before a body, but for the entity tag: most often the same as another response's."""
+
+    status: int
+    headers: Headers
+    tag_at: int
+    """Where among the header fields the entity tag stands; -1: nowhere."""
+    of_the_app: int
+    """So many of the header fields, the entity tag included, are the app's."""
+
+
+def _itself(head: Head) -> Head:
+    return head
 
 
 _CONDITIONAL: Final = frozenset(("GET", "HEAD", "QUERY"))
@@ -39,26 +50,22 @@ class Prepared:
     __slots__ = (
         "_cost_ms",
         "_not_modified",
-        "_of_the_app",
         "body",
         "codings",
         "etag",
         "facts",
         "filled_by",
+        "head",
         "initial_age",
         "kept_on",
         "refresh_at",
-        "status",
         "stored_at",
-        "tag_at",
         "ttl",
-        "without_tag",
     )
 
     def __init__(
-        self, response: StoredResponse, *, refresh_at: float = math.inf, share: Callable[[Headers], Headers] = _itself
+        self, response: StoredResponse, *, refresh_at: float = math.inf, share: Callable[[Head], Head] = _itself
     ) -> None:
-        self.status: int = response.status
         self.body: bytes = response.body
         self.etag: bytes = response.etag
         self.stored_at: float = response.stored_at
@@ -75,24 +82,20 @@ class Prepared:
         """The same in further content codings, by their names, the preferred first."""
         if response.encoded:
             self.codings = {coding: Prepared(variant(response, coding, body)) for coding, body in response.encoded}
-        headers = response.headers
-        self._of_the_app = len(headers)
+        headers, tag = response.headers, (b"etag", response.etag)
         if first(headers, b"cache-control") is None:
             headers = (*headers, REVALIDATE)
-        # all but the entity tag is most often the same as another response's, and then shared with it
-        tag = (b"etag", response.etag)
         at = headers.index(tag) if tag in headers else -1
-        self.tag_at: int = at
-        """Where among them it stands; -1: nowhere."""
-        self.without_tag: Headers = share(headers if at < 0 else (*headers[:at], *headers[at + 1 :]))
+        others = headers if at < 0 else (*headers[:at], *headers[at + 1 :])
+        self.head: Head = share(Head(response.status, others, at, len(response.headers)))
         self._not_modified: Headers | None = None
 
     @property
     def response(self) -> StoredResponse:
         """The response that was prepared, put together again."""
         return StoredResponse(
-            self.status,
-            self.headers[: self._of_the_app],
+            self.head.status,
+            self.headers[: self.head.of_the_app],
             self.body,
             self.etag,
             self.stored_at,
@@ -107,7 +110,7 @@ class Prepared:
     @property
     def headers(self) -> Headers:
         """The header fields that are always sent."""
-        headers, at = self.without_tag, self.tag_at
+        _, headers, at, _ = self.head
         return headers if at < 0 else (*headers[:at], (b"etag", self.etag), *headers[at:])
 
     @property
@@ -167,20 +170,21 @@ def answer(
 
     Each call makes its own list of headers, because outer middlewares change it in place.
     """
+    status, others, tag_at, _ = prepared.head
     if (
         if_none_match is not None
         and method in _CONDITIONAL
-        and 200 <= prepared.status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
+        and 200 <= status < 300  # RFC 9110 §13.2.1  # noqa: PLR2004
         and none_match(if_none_match, prepared.etag)
     ):
         return (
             {"type": "http.response.start", "status": NOT_MODIFIED, "headers": [*prepared.not_modified, *varying]},
             {"type": "http.response.body", "body": b"", "more_body": False},
         )
-    headers = [*prepared.without_tag, *varying]
-    if prepared.tag_at >= 0:
-        headers.insert(prepared.tag_at, (b"etag", prepared.etag))
+    headers = [*others, *varying]
+    if tag_at >= 0:
+        headers.insert(tag_at, (b"etag", prepared.etag))
     return (
-        {"type": "http.response.start", "status": prepared.status, "headers": headers},
+        {"type": "http.response.start", "status": status, "headers": headers},
         {"type": "http.response.body", "body": b"" if method == "HEAD" else prepared.body, "more_body": False},
     )

@@ -4,7 +4,17 @@ import pytest
 
 from nexcache.asgi import Headers
 from nexcache.message import StoredResponse
-from nexcache.semantics.reuse import _MOST_HITS, REVALIDATE, Prepared, _hits, answer, current_age, time_to_live, varying
+from nexcache.semantics.reuse import (
+    _MOST_HITS,
+    REVALIDATE,
+    Head,
+    Prepared,
+    _hits,
+    answer,
+    current_age,
+    time_to_live,
+    varying,
+)
 
 HEADERS: Headers = (
     (b"content-type", b"application/json"),
@@ -155,13 +165,13 @@ def test_what_was_prepared_is_the_same_when_it_is_put_together_again(headers: He
     response = StoredResponse(
         200, headers, b"{}", b'"v1"', 1000.0, 60.0, 3, 0.25, 5.0, ((b"gzip", b"zip"), (b"br", b"b")), b"i" * 24
     )
-    shared: list[Headers] = []
+    shared: list[Head] = []
 
-    def share(fields: Headers) -> Headers:
-        shared.append(fields)
-        return fields
+    def share(head: Head) -> Head:
+        shared.append(head)
+        return head
 
     prepared = Prepared(response, share=share)
     assert prepared.response == response
     assert prepared.headers[: len(headers)] == headers
-    assert shared[0].count((b"etag", b'"v1"')) == max(0, headers.count((b"etag", b'"v1"')) - 1)
+    assert shared[0].headers.count((b"etag", b'"v1"')) == max(0, headers.count((b"etag", b'"v1"')) - 1)
