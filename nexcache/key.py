@@ -22,7 +22,7 @@ from nexcache.telemetry.names import Bypass
 
 FORMAT: Final = 1
 """The version of everything below; another version's keys are other keys."""
-ENVELOPE: Final = 3
+ENVELOPE: Final = 4
 """The version of what is stored under them: in a rolling deployment the nodes of two versions do not overwrite each
 other's entries again and again, and depend on the same generations all the same."""
 

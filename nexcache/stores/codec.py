@@ -5,6 +5,7 @@ cut short or never written by NexCache. Without a signing key it is a plain dige
 forgery by someone who can write to the store is not.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -25,6 +26,13 @@ _MOST_CODINGS: Final = 8
 _LONGEST_KID: Final = 64
 _SPAN: Final = 24
 _OLDEST: Final = 2**31
+_GZIP: Final = b"gzip"
+_GZIP_FRAME: Final = 31
+"""The window of zlib, and gzip's frame around it."""
+_INFLATED: Final = 256 * 1024
+"""Bytes of a body that is inflated while others wait."""
+_DENSEST: Final = 64
+"""So many times its size a body may be inflated to: nobody who can write to the store makes a bomb of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class Codec:
                 response.status,
                 response.etag,
                 response.headers,
-                response.body,
+                _plain(response),
                 *(each for each in (response.filled_by, response.encoded) if each),
             )
         )
@@ -158,7 +166,7 @@ def _entry(fields: Any) -> Entry | None:
             int(status),
             bytes(etag),
             tuple(headers),
-            bytes(body),
+            bytes(body) | int(body),
             *more,
         ):
             pass
@@ -176,13 +184,12 @@ def _entry(fields: Any) -> Entry | None:
     named = tuple((name.removeprefix(b":"), value) for name, value in headers)
     if not (is_sendable(((b"etag", etag), *named)) and is_end_to_end(named)):
         return None
-    if any(length != b"%d" % len(body) for length in values(headers, b"content-length")):
-        return None
     if not (stored_at >= 0 and 0 < ttl <= LONGEST * 1000 and 0 <= cost < _OLDEST):
         return None
     if not (0 <= captured < CLOCK and 0 <= kept_on <= LONGEST * 1000):
         return None
-    filled_by, encoded = b"", ()
+    filled_by = b""
+    encoded: tuple[tuple[bytes, bytes], ...] = ()
     for each in more:
         if type(each) is bytes and len(each) == _SPAN and not filled_by and not encoded:
             filled_by = each
@@ -190,6 +197,13 @@ def _entry(fields: Any) -> Entry | None:
             encoded = each
         else:
             return None
+    if type(body) is not bytes:
+        inflated = _inflated(dict(encoded).get(_GZIP, b""), body) if type(body) is int else None
+        if inflated is None:
+            return None
+        body = inflated
+    if any(length != b"%d" % len(body) for length in values(headers, b"content-length")):
+        return None
     response = StoredResponse(
         status,
         headers,
@@ -204,6 +218,26 @@ def _entry(fields: Any) -> Entry | None:
         filled_by,
     )
     return Entry(request, response, generations, captured)
+
+
+def _plain(response: StoredResponse) -> bytes | int:
+    """Return the body as it is stored; where it can be had from its gzip coding, only how many bytes it is."""
+    packed = dict(response.encoded).get(_GZIP)
+    if packed is None or _inflated(packed, len(response.body)) != response.body:
+        return response.body
+    return len(response.body)
+
+
+def _inflated(packed: bytes, size: int) -> bytes | None:
+    """Return what has been compressed, if it is so many bytes, and neither many nor much more than there are."""
+    if not 0 <= size <= min(_INFLATED, _DENSEST * len(packed)):
+        return None
+    inflate = zlib.decompressobj(_GZIP_FRAME)
+    try:
+        body = inflate.decompress(packed, size + 1)
+    except zlib.error:
+        return None
+    return body if len(body) == size and inflate.eof and not inflate.unused_data else None
 
 
 def _are_pairs(pairs: Sequence[Any], most: int) -> bool:

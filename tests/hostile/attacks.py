@@ -544,4 +544,4 @@ def run(target: Target, inputs: Sequence[Input], tier: str) -> list[tuple[Input,
     return found
 
 
-assert VERSION == 3, "the forged values are written for this format"
+assert VERSION == 4, "the forged values are written for this format"

@@ -1,5 +1,9 @@
 """Entries as bytes: what was written is read, and nothing else is."""
 
+import gzip
+import json
+import os
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -310,3 +314,75 @@ def test_further_codings_are_checked_as_the_rest_is(encoded: object) -> None:
     assert UNSIGNED.decode(KEY, seal((*FIELDS.values(), encoded))) == Undecodable("corrupt")
     packed = replace(ENTRY, response=replace(RESPONSE, encoded=((b"gzip", b"x"), (b"br", b"y"))))
     assert UNSIGNED.decode(KEY, UNSIGNED.encode(KEY, packed)) == packed
+
+
+# --- a body that can be had from its gzip coding -----------------------------------------------------------
+
+TEXT = json.dumps([{"service": f"service-{number % 7}", "p95_ms": number * 1.37} for number in range(60)]).encode()
+OTHERS = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(TEXT)))
+PACKED = Entry(
+    ENTRY.request,
+    replace(RESPONSE, headers=OTHERS, body=TEXT, encoded=((b"br", b"shorter"), (b"gzip", gzip.compress(TEXT)))),
+    ENTRY.generations,
+)
+
+
+def told(body: object, *encoded: tuple[bytes, bytes], headers: object = OTHERS[:1]) -> bytes:
+    return seal((*(FIELDS | {"headers": headers, "body": body}).values(), encoded))
+
+
+def test_a_body_is_stored_once_where_its_gzip_coding_is() -> None:
+    value = UNSIGNED.encode(KEY, PACKED)
+    assert TEXT not in value
+    assert len(value) < len(TEXT) / 2
+    assert UNSIGNED.decode(KEY, value) == PACKED
+
+
+@pytest.mark.parametrize(
+    ("body", "packed"),
+    [
+        pytest.param(b"x" * 600, b"no gzip at all", id="not gzip"),
+        pytest.param(b"x" * 600, gzip.compress(b"y" * 600), id="another body"),
+        pytest.param(b"x" * 600, gzip.compress(b"x" * 600) + b"more", id="something behind it"),
+        pytest.param(b"x" * 100_000, gzip.compress(b"x" * 100_000), id="denser than is read"),
+        pytest.param(os.urandom(300_000), gzip.compress(b""), id="longer than is read"),
+    ],
+)
+def test_a_body_that_could_not_be_had_again_is_stored_itself(body: bytes, packed: bytes) -> None:
+    response = replace(RESPONSE, headers=OTHERS[:1], body=body, encoded=((b"gzip", packed),))
+    entry = replace(ENTRY, response=response)
+    value = UNSIGNED.encode(KEY, entry)
+    assert body in value
+    assert UNSIGNED.decode(KEY, value) == entry
+
+
+BOMB = gzip.compress(b"\0" * 50_000_000)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(told(len(TEXT)), id="no coding"),
+        pytest.param(told(len(TEXT), (b"br", gzip.compress(TEXT))), id="another coding"),
+        pytest.param(told(len(TEXT) - 1, (b"gzip", gzip.compress(TEXT))), id="shorter than it is"),
+        pytest.param(told(len(TEXT) + 1, (b"gzip", gzip.compress(TEXT))), id="longer than it is"),
+        pytest.param(told(-1, (b"gzip", gzip.compress(TEXT))), id="less than nothing"),
+        pytest.param(told(len(TEXT), (b"gzip", gzip.compress(TEXT)[:-9])), id="cut short"),
+        pytest.param(told(len(TEXT), (b"gzip", gzip.compress(TEXT) * 2)), id="twice"),
+        pytest.param(
+            told(len(TEXT), (b"gzip", gzip.compress(TEXT)), headers=((b"content-length", b"7"),)), id="length"
+        ),
+        pytest.param(told(50_000_000, (b"gzip", BOMB)), id="a bomb that says so"),
+        pytest.param(told(200_000, (b"gzip", BOMB)), id="a bomb that does not"),
+        pytest.param(told(True, (b"gzip", gzip.compress(b"x"))), id="true"),
+        pytest.param(told(1.0, (b"gzip", gzip.compress(b"x"))), id="no whole number"),
+        pytest.param(told(2**63, (b"gzip", gzip.compress(b"x"))), id="a great number"),
+    ],
+)
+def test_a_body_is_had_from_nothing_but_its_own_coding(value: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert UNSIGNED.decode(KEY, value) == Undecodable("corrupt")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
