@@ -24,6 +24,7 @@ KEY = "a-long-random-key-of-the-tenant-acme"
 COLD = "cold"
 """What the path of a slow answer begins with."""
 SLOW = 0.1
+IN_MEMORY = "in memory"
 
 assert (b"x-api-key", KEY.encode()) in HEADERS
 
@@ -33,10 +34,14 @@ class Origin:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.answers: Callable[[], bytes] | None = None
+        """Makes a body of its own for each answer."""
 
     async def body(self, service: str) -> bytes:
         """Answer one request."""
         self.calls += 1
+        if self.answers is not None:
+            return self.answers()
         if service.startswith(COLD):
             await asyncio.sleep(SLOW)
         return BODY
@@ -285,8 +290,10 @@ class Peer:
     name: str
     distribution: str
     build: Callable[[str | None], Contender]
-    memory: str | None = "in memory"
+    memory: str | None = IN_MEMORY
     redis: str | None = "in Redis"
+    sized: bool = True
+    """Its handler can be told to answer bodies of one size."""
 
     @property
     def version(self) -> str:
@@ -301,5 +308,5 @@ PEERS = (
     Peer("asgi-caches", "asgi-caches", _asgi_caches),
     Peer("fastapi-cache2", "fastapi-cache2", _fastapi_cache2),
     Peer("hishel", "hishel", _hishel, memory="in SQLite"),
-    Peer("Django's cache_page", "django", _django),
+    Peer("Django's cache_page", "django", _django, sized=False),
 )
