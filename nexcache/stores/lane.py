@@ -255,6 +255,9 @@ class Lane:
             except BaseException:
                 await _close(connection)
                 raise
+            if self._runner is not asyncio.current_task():  # ended meanwhile, and `wait_for` of 3.11 may forget that
+                await _close(connection)
+                return
             self.connections += 1
             sent: deque[Asked] = deque()
             self._sent = sent

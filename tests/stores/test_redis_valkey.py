@@ -5,10 +5,12 @@ import random
 import socket
 import warnings
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from redis import exceptions as redis_errors
+from redis.asyncio.connection import AbstractConnection
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.stores.base import SENTINEL, Store
@@ -795,3 +797,25 @@ class Swallowing:
             pass
         finally:
             sink.close()
+
+
+async def test_closing_ends_a_connection_that_forgets_that_it_was_cancelled(make: Made, server: Valkey) -> None:
+    """As `asyncio.wait_for` of Python 3.11 does, where what it waits for comes in that very moment."""
+    store = make(server)
+    lane = store._lanes[0]
+    enter, entered = lane._door.enter, asyncio.Event()
+
+    async def forgetful(connection: AbstractConnection) -> None:
+        await enter(connection)
+        entered.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    lane._door.enter = forgetful  # type: ignore[method-assign]
+    asking = asyncio.ensure_future(store.read([b"a"]))
+    await entered.wait()
+    async with asyncio.timeout(5):
+        await store.aclose()
+    with pytest.raises(StoreUnavailable):
+        await asking
+    assert lane.connections == 0
