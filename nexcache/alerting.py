@@ -25,6 +25,7 @@ from nexcache.alerts import (
     judge,
     watch,
 )
+from nexcache.ending import end
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import AlertChanged, Emitter, HookFailed
 
@@ -116,9 +117,7 @@ class Watch:
     async def aclose(self) -> None:
         """Stop."""
         task, self._task = self._task, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         if self._webhook is not None:
             await self._webhook.aclose()
 
@@ -181,9 +180,7 @@ class Webhook:
     async def aclose(self) -> None:
         """Stop; what waits is given up."""
         task, self._task = self._task, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end(task)
 
     async def _run(self) -> None:
         while True:

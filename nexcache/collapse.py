@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final, Generic, TypeVar
 
+from nexcache.ending import end
 from nexcache.entries import Found, Missing
 from nexcache.fill import Complete, Fill, Outcome, Unstorable
 from nexcache.fill_lease import Captured, End
@@ -163,9 +164,7 @@ class Flights:
         tasks = [fill.task for fill in self._running]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
 
 
 def end_of(outcome: Outcome, not_stored: NotStoredReason | None) -> End:

@@ -30,6 +30,7 @@ from typing import (
 
 from nexcache import tenants
 from nexcache.collapse import UntilSent
+from nexcache.ending import end
 from nexcache.entries import Entries, Found, Live, Missing, Raw
 from nexcache.errors import CannotKey, ConfigurationError, InvalidName, NexCacheError, NoTenant, OverQuota
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
@@ -566,9 +567,7 @@ class Calls:
         tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, *self._waits, return_exceptions=True)
+        await end(*tasks, *self._waits)
 
 
 def _retrieved(computed: "asyncio.Future[Any]") -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from nexcache.ending import end
 from nexcache.entries import Memory
 from nexcache.errors import StoreError, StoreUnavailable
 from nexcache.key import KeySpace, name_of, segment
@@ -108,8 +109,7 @@ class Ledger:
         """Add up once more, and stop."""
         task, self._task = self._task, None
         if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
             try:
                 await self.flush()
             except StoreError:

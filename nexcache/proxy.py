@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpcore2
 
 from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
+from nexcache.ending import end
 from nexcache.errors import ConfigurationError, OriginFailed
 from nexcache.semantics.headers import end_to_end
 
@@ -242,10 +243,7 @@ async def _pass_on(
         if pieces.done():
             pieces.result()
     finally:
-        for task in (pieces, watching):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*(task for task in (pieces, watching) if task), return_exceptions=True)
+        await end(pieces, watching)
 
 
 async def _send_body(answer: httpcore2.Response, send: Send) -> None:

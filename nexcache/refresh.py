@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from nexcache.asgi import Scope
+from nexcache.ending import end
 from nexcache.key import CacheKey, segment
 from nexcache.known import KnownRequests
 from nexcache.policy import Policy
@@ -251,10 +252,7 @@ class Refreshes:
 
     async def aclose(self) -> None:
         """Wait for no refresh any more; what the app still computes is stored if it ends soon."""
-        tasks = [task for task in self._running.values() if task.get_loop() is asyncio.get_running_loop()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._running.values())
 
     async def _run(self, name: bytes, refresh: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         if not await refresh():

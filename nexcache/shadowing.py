@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from nexcache.ending import end
 from nexcache.policy import Shadow, seconds
 from nexcache.shadow import Doubts
 from nexcache.telemetry.counts import OperationCounts
@@ -60,11 +61,7 @@ class Shadows:
 
     async def aclose(self) -> None:
         """End the checks; what is distrusted stays so, until its time is over."""
-        loop = asyncio.get_running_loop()
-        tasks = [task for task in self._tasks if task.get_loop() is loop]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._tasks)
 
     async def _run(
         self,

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
+from nexcache.ending import end
 from nexcache.errors import StoreError
 from nexcache.key import name_of, segment
 from nexcache.stores.base import Store
@@ -46,9 +47,7 @@ class Switches:
     async def aclose(self) -> None:
         """Stop looking; what is known stays."""
         task, self._task = self._task, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end(task)
 
     def is_off(self, operation: str, tenant: str | None) -> bool:
         """Whether a tenant's requests of an operation go to the app; None asks for all tenants."""

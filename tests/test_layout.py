@@ -70,6 +70,7 @@ LAYERS: Final = {
     """,
     "store protocol": """
         stores.base
+        ending
     """,
     "I/O": """
         stores.memory

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from nexcache.asgi import Headers
+from nexcache.ending import end
 from nexcache.errors import ConfigurationError
 from nexcache.refresh import Target
 from nexcache.telemetry.events import Emitter, HookFailed
@@ -90,9 +91,7 @@ class Warming:
         """Stop; what is not computed yet is computed when it is asked for."""
         self._wanted.clear()
         worker, self._worker = self._worker, None
-        if worker is not None and worker.get_loop() is asyncio.get_running_loop():
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+        await end(worker)
 
     async def _work(self) -> None:
         gate = asyncio.Semaphore(self._budget.concurrency)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from nexcache.ending import end
 from nexcache.errors import InvalidName, StoreError, StoreRefused
 from nexcache.invalidation.targets import Targets, is_glob, matches
 from nexcache.key import KeySpace, name_of
@@ -174,9 +175,7 @@ class Invalidations:
     async def aclose(self) -> None:
         """Try once more to deliver what is queued."""
         retrying, self._retrying = self._retrying, None
-        if retrying is not None and retrying.get_loop() is asyncio.get_running_loop():
-            retrying.cancel()
-            await asyncio.gather(retrying, return_exceptions=True)
+        await end(retrying)
         await self.caught_up()
 
     async def _retry(self) -> None:

@@ -14,6 +14,7 @@ import msgpack
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from nexcache.ending import end
 from nexcache.errors import StoreError
 from nexcache.invalidation.view import View
 from nexcache.stores.door import Door
@@ -103,9 +104,7 @@ class Backplane:
         """Stop listening."""
         task, self._task = self._task, None
         self.connected = False  # beforehand: an end on purpose is no loss to tell of
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         self.connected = self.lost = False
 
     def message(self, keys: Sequence[bytes], identity: bytes = b"") -> bytes:

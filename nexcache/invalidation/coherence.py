@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
+from nexcache.ending import end
 from nexcache.errors import StoreError
 from nexcache.invalidation.backplane import Backplane
 from nexcache.invalidation.generations import seen
@@ -93,12 +94,9 @@ class Coherence:
     async def aclose(self) -> None:
         """Trust nothing any more, and leave the register."""
         self.view.distrust()
-        tasks = [task for task in (self._task, *self._removals) if task is not None]
+        tasks = (self._task, *self._removals)
         self._task = None
-        for task in tasks:
-            if task.get_loop() is asyncio.get_running_loop():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await end(*tasks)
         await self._backplane.aclose()
         if self._count:
             try:

@@ -16,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
 
+from nexcache.ending import end
 from nexcache.errors import StoreError, StoreUnavailable
 from nexcache.invalidation.view import boottime
 from nexcache.stores.base import Names, Reading, StoreHealth
@@ -165,9 +166,7 @@ class ClusterStore(RedisCommands):
     async def aclose(self) -> None:
         """Close the connections to all nodes; the next call starts again."""
         asking, self._asking = self._asking, None
-        if asking is not None and asking.get_loop() is asyncio.get_running_loop():
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+        await end(asking)
         for shard in list(self._shards.values()):
             await shard.aclose()
 

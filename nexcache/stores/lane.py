@@ -21,6 +21,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from nexcache.ending import end
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.stores.door import Door
 from nexcache.stores.faults import classify
@@ -218,9 +219,7 @@ class Lane:
     async def aclose(self) -> None:
         """Close the connection; what waits fails, and the next command opens it again."""
         runner, self._runner = self._runner, None
-        if runner is not None and not runner.done():
-            runner.cancel()
-            await asyncio.gather(runner, return_exceptions=True)
+        await end(runner)
         self._fail_all(StoreUnavailable("connection", "the connection was closed"))
         if self._timer is not None:
             self._timer.cancel()
@@ -302,9 +301,7 @@ class Lane:
             errors = [error for task in done if (error := task.exception()) is not None]
             return classify(errors[0])
         finally:
-            for task in (writer, reader):
-                task.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            await end(writer, reader)
 
     async def _serve_over(self, wire: Wire) -> StoreError:
         """Write and read without a task for either."""

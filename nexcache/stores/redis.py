@@ -16,6 +16,7 @@ from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError
 
+from nexcache.ending import end
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
 from nexcache.stores.answers import fits
@@ -603,9 +604,7 @@ class RedisStore(RedisCommands):
         lanes = self._lanes
         self._loop = None  # a call that comes meanwhile opens connections of its own
         self._renew_lanes()
-        if prober is not None:
-            prober.cancel()
-            await asyncio.gather(prober, return_exceptions=True)
+        await end(prober)
         for lane in lanes:
             await lane.aclose()
 
