@@ -501,7 +501,7 @@ class Asks(Protocol):
     def packed(self, keys: Sequence[bytes]) -> bytes:
         """Write the command down that reads these keys."""
 
-    def begin(self, packed: bytes, *, deadline: float) -> Asked | None:
+    def begin(self, packed: bytes, deadline: float) -> Asked | None:
         """Send a command; None: the store is away, or no time is left."""
 
     def answered(self) -> None:
@@ -729,7 +729,8 @@ class Entries:
         self._emitter = emitter
         self._fallback_ttl = fallback_ttl
         self._again: Asks | None = again if l1 is None else None
-        self._reading: dict[bytes, Asked] = {}
+        self._calm = -1
+        """What the invalidations' `failures` was when nothing was queued and the fallback was empty; -1: not known."""
 
     @property
     def at_hand(self) -> Memory | None:
@@ -796,27 +797,30 @@ class Entries:
 
     async def read_again(self, known: Known, *, deadline: float) -> bool:
         """Ask the store whether it still says what it said of a known request; False: look it up."""
-        again = self._again
-        if again is None or known.reply is None or self._invalidations.queued or not self._local.memory.is_empty:
+        again, invalidations, under_way = self._again, self._invalidations, known.under_way
+        failures = invalidations.failures
+        if again is None or known.reply is None:
             return False
-        started, failures = time.perf_counter(), self._invalidations.failures
-        name = known.key.name
-        under_way = self._reading.get(name)
+        if failures != self._calm:  # nothing is ever queued that is not counted there
+            if invalidations.queued or not self._local.memory.is_empty:
+                return False
+            self._calm = failures
         if under_way is not None and not under_way.sent:  # they share a lookup
             return False
-        asked = again.begin(known.read, deadline=deadline)
+        started = time.perf_counter()
+        asked = again.begin(known.read, deadline)
         if asked is None:
             return False
-        self._reading[name] = asked
+        known.under_way = asked
         try:
             (reply,), epoch = await asked.future
         except StoreError as error:
             again.failed(asked, error)
             return False
         finally:
-            if self._reading.get(name) is asked:
-                del self._reading[name]
-        if reply != known.reply or epoch != known.epoch or self._invalidations.failures != failures:
+            if known.under_way is asked:
+                known.under_way = None
+        if reply != known.reply or epoch != known.epoch or invalidations.failures != failures:
             return False
         again.answered()
         if LookedUp in self._emitter.heard:
@@ -943,6 +947,7 @@ class Entries:
                 if self._fallback_ttl <= 0:
                     return None
                 entry = replace(entry, response=_shortened(response, self._fallback_ttl))
+                self._calm = -1
             if quota is not None and self.quotas is not None and quota.holds:
                 entries, held = self._local.memory.with_entry(key, entry)
                 self.quotas.account(key.tenant, quota, entries, held, kept=quota.permits(entries, held))

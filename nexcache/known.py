@@ -24,7 +24,19 @@ _LONGEST: Final = 512 * 1024
 class Known:
     """A request that was looked up before."""
 
-    __slots__ = ("asked", "counts", "epoch", "key", "noted_at", "prepared", "read", "reply", "size", "target")
+    __slots__ = (
+        "asked",
+        "counts",
+        "epoch",
+        "key",
+        "noted_at",
+        "prepared",
+        "read",
+        "reply",
+        "size",
+        "target",
+        "under_way",
+    )
 
     def __init__(self, asked: CacheKey, counts: OperationCounts, target: "Target", noted_at: float) -> None:
         self.asked: CacheKey = asked
@@ -41,6 +53,8 @@ class Known:
         """What the store answered when its entry was last verified, and was fresh."""
         self.epoch: bytes = b""
         self.prepared: Prepared | None = None
+        self.under_way: Any = None
+        """The command that was sent last, as the store knows it, until it is answered."""
         self.size: int = 0
 
 

@@ -192,14 +192,13 @@ class _Request:
 
 
 class _Ahead:
-    """A request that is known, and until when it may wait for the store."""
+    """A request that is known, and that the store is asked for."""
 
-    __slots__ = ("deadline", "if_none_match", "known")
+    __slots__ = ("if_none_match", "known")
 
     def __init__(self, known: Known, if_none_match: bytes | None) -> None:
         self.known = known
         self.if_none_match = if_none_match
-        self.deadline = 0.0
 
 
 class CacheMiddleware:
@@ -285,7 +284,7 @@ class CacheMiddleware:
             tenant = None
             self._tell_of("tenant", error)
         principal: Resolved | object = _UNASKED
-        ahead: _Ahead | None = None
+        deadline = 0.0
         if type(tenant) is str and span is None and Answered not in cache.emitter.heard:
             if self._principal is not None:
                 shared = self._principal is self._tenant
@@ -294,15 +293,17 @@ class CacheMiddleware:
                 principal = None
             hit = self._in_memory(matched, scope, tenant, principal, started)
             if isinstance(hit, _Ahead):
-                ahead, hit = hit, await self._in_store(hit, matched, scope, started)
+                ahead, hit = hit, None
+                deadline = asyncio.get_running_loop().time() + cache.store_budget
+                if await cache.entries.read_again(ahead.known, deadline=deadline):
+                    hit = self._in_store(ahead, matched, scope, started)
             if hit is not None:
                 await send(hit[0])
                 await send(hit[1])
                 return
         request = _Request(matched, scope, receive, send)
         request.started, request.span = started, span
-        if ahead is not None:
-            request.deadline = ahead.deadline
+        request.deadline = deadline
         try:
             await self._answer(request, tenant, principal)
         except BaseException:
@@ -347,7 +348,12 @@ class CacheMiddleware:
         raw = self._raw(matched.index, scope, tenant, principal, fields)
         if first is None:
             known = recent.known.get(raw)
-            return None if known is None else _Ahead(known, if_none_match)
+            if known is None:
+                return None
+            if started - known.noted_at > _NOTED_FOR:
+                known.noted_at = started
+                recent.note(tenant, policy.op, known.target)
+            return _Ahead(known, if_none_match)
         live = first.peek(raw)
         if live is None:
             return None
@@ -364,25 +370,19 @@ class CacheMiddleware:
             self._check_later(policy, scope, b"", tenant=tenant, counts=counts, served=live.response)
         return messages
 
-    async def _in_store(
+    def _in_store(
         self, ahead: "_Ahead", matched: Matched, scope: Scope, started: float
     ) -> tuple[Message, Message] | None:
-        """Answer a request that is known if the store still says the same of it; None: go the long way."""
-        cache, policy, known = self._cache, matched.policy, ahead.known
-        if started - known.noted_at > _NOTED_FOR:
-            known.noted_at = started
-            cache.recent.note(known.asked.tenant, policy.op, known.target)
-        ahead.deadline = deadline = asyncio.get_running_loop().time() + cache.store_budget
+        """Answer a request that is known, of which the store still says the same; None: go the long way."""
+        known, policy = ahead.known, matched.policy
         prepared = known.prepared
-        if not await cache.entries.read_again(known, deadline=deadline) or prepared is None:
-            return None
-        messages = self._messages(prepared, Tier.REDIS, scope, ahead.if_none_match)
-        if messages is None:
+        messages = None if prepared is None else self._messages(prepared, Tier.REDIS, scope, ahead.if_none_match)
+        if prepared is None or messages is None:
             return None
         counts = known.counts
         counts.redis_hits += 1
         counts.hit_latency.add(time.perf_counter() - started)
-        if policy.shadow is not None and cache.shadows.draws(policy.shadow):
+        if policy.shadow is not None and self._cache.shadows.draws(policy.shadow):
             self._check_later(policy, scope, b"", tenant=known.key.tenant, counts=counts, served=prepared.response)
         return messages
 

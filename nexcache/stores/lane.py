@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 from hiredis import pack_command
@@ -33,6 +34,8 @@ _PACE: Final = 0.5
 """By how much of the difference one answer moves the pace."""
 _PACE_HOLDS: Final = 10.0
 """Seconds after which an answer says nothing of now."""
+_ENOUGH: Final = 32
+"""Commands that leave before the end of a turn, so that the server is at work while further ones are asked for."""
 _PUT_OFF: Final = 2
 """Turns of the event loop for which commands wait for further ones while answers are still to come."""
 _MOST_WAITING: Final = 20_000
@@ -71,23 +74,22 @@ class Asked:
         "sent_at",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - by name they would cost as much as all the rest
         self,
         commands: Sequence[Command],
         future: "asyncio.Future[tuple[list[Any], bytes]]",
         deadline: float,
-        on_sent: Callable[[], None] | None,
-        *,
-        repeatable: bool,
+        on_sent: Callable[[], None] | None = None,
+        repeatable: bool = True,
         packed: bytes = b"",
-        history: bool = False,
+        lane: "Lane | None" = None,
     ) -> None:
         self.commands = commands
         self.packed = packed
         """What is sent; empty where the commands have yet to be packed."""
         self.count = 1 if packed else len(commands)
         self.future: asyncio.Future[tuple[list[Any], bytes]] = future
-        self.history = history
+        self.history = False
         """It asks for the server's history, for the lane itself."""
         self.deadline = deadline
         self.on_sent = on_sent
@@ -96,7 +98,7 @@ class Asked:
         self.misplaced = False
         """One of the answers came from a server that is not the one to ask."""
         self.sent_at = math.inf
-        self.lane: Lane | None = None
+        self.lane = lane
 
     @property
     def sent(self) -> bool:
@@ -142,6 +144,7 @@ class Lane:
         self._wire_sends = False
         """What waits leaves at the end of this turn of the event loop."""
         self._send: Callable[[], None] = lambda: None
+        self._flush: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._epoch = b""
         self._epoch_read_at = -math.inf
@@ -169,19 +172,28 @@ class Lane:
         latest = loop.time() + self._timeout
         future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
         least = latest if deadline is None else min(deadline, latest)
-        self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
+        self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable))
         return await future
 
-    def ask(self, packed: bytes, *, deadline: float, now: float) -> Asked:
+    def ask(self, loop: asyncio.AbstractEventLoop, packed: bytes, deadline: float, now: float) -> Asked:
         """Send one command that may be repeated, and leave the waiting for its answer to the caller.
 
         Raises as `execute` does, and so does the future.
         """
-        loop = asyncio.get_running_loop()
-        least = min(deadline, now + self._timeout)
-        asked = Asked((), loop.create_future(), least, None, repeatable=True, packed=packed)
-        asked.lane = self
-        self._wait_for(loop, asked)
+        latest = now + self._timeout
+        asked = Asked((), loop.create_future(), min(deadline, latest), None, True, packed, self)
+        runner, waiting = self._runner, self._waiting
+        if self._wire is None or runner is None or runner.cancelling() or len(waiting) >= _MOST_WAITING:
+            self._wait_for(loop, asked)
+            return asked
+        waiting.append(asked)  # the connection is open: what else `_wait_for` looks for cannot be
+        if self._timer is None or self._timer.when() > asked.deadline:
+            self._watch(loop, asked.deadline)
+        if not self._wire_sends:
+            self._wire_sends = True
+            loop.call_soon(self._send)
+        elif len(waiting) == _ENOUGH:
+            self._flush()
         return asked
 
     def _wait_for(self, loop: asyncio.AbstractEventLoop, request: Asked) -> None:
@@ -291,7 +303,7 @@ class Lane:
 
     async def _serve(self, connection: AbstractConnection, sent: deque[Asked]) -> StoreError:
         """Write and read until either ends; returns why it ended."""
-        wire = Wire.over(connection, lambda reply: self._take(sent, reply))
+        wire = Wire.over(connection, partial(self._take, sent))
         if wire is not None:
             return await self._serve_over(wire)
         writer = asyncio.create_task(self._write(connection, sent), name="nexcache-lane-writer")
@@ -317,6 +329,9 @@ class Lane:
                 return
             put_off = 0
             self._wire_sends = False
+            flush()
+
+        def flush() -> None:
             if self._wire is wire and self._waiting and not wire.paused:
                 try:
                     if packed := self._batch(self._sent, loop.time()):
@@ -324,7 +339,7 @@ class Lane:
                 except Exception as error:  # noqa: BLE001 - what is under way cannot be told apart any more
                     wire.fail(error)
 
-        self._wire, self._wire_sends, self._send = wire, False, send
+        self._wire, self._wire_sends, self._send, self._flush = wire, False, send, flush
         wire.on_resume = send
         send()
         try:
@@ -349,7 +364,8 @@ class Lane:
         if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
             self._epoch_read_at = now
             future = asyncio.get_running_loop().create_future()
-            question = Asked(self._epoch_reader.commands, future, math.inf, None, repeatable=False, history=True)
+            question = Asked(self._epoch_reader.commands, future, math.inf, None, repeatable=False)
+            question.history = True
             question.sent_at = now  # it may be the first that a silent server does not answer
             sent.append(question)
             batch += map(pack_command, self._epoch_reader.commands)
@@ -378,20 +394,19 @@ class Lane:
         if not sent:
             raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
         request = sent[0]
-        request.replies.append(reply)
-        if isinstance(reply, _MISPLACED):
+        replies, future = request.replies, request.future
+        replies.append(reply)
+        if isinstance(reply, Exception) and isinstance(reply, _MISPLACED):
             request.misplaced = True
-        if len(request.replies) == request.count:
-            sent.popleft()
-            self._answered(request)
-
-    def _answered(self, request: Asked) -> None:
+        if len(replies) < request.count:
+            return
+        sent.popleft()
         if request.history:
-            self._epoch = self._epoch_reader.of(request.replies)
+            self._epoch = self._epoch_reader.of(replies)
             now = asyncio.get_running_loop().time()
             self._took(now - request.sent_at, now)
-        elif not request.future.done():
-            request.future.set_result((request.replies, self._epoch))
+        elif not future.done():
+            future.set_result((replies, self._epoch))
         if request.misplaced:
             now = asyncio.get_running_loop().time()
             if now - self._dropped_at > _DROPS_APART:

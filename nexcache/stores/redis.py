@@ -662,14 +662,16 @@ class RedisStore(RedisCommands):
         command: Any = ("MGET", *keys)
         return bytes(pack_command(command))
 
-    def begin(self, packed: bytes, *, deadline: float) -> Asked | None:
+    def begin(self, packed: bytes, deadline: float) -> Asked | None:
         """Send a command of a read; None where `read` would raise at once."""
-        loop = self._on_this_loop()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._on_this_loop()
         now = loop.time()
         if self._breaker.circuit is Circuit.OPEN or deadline <= now:
             return None
         try:
-            return self._lanes[0].ask(packed, deadline=deadline, now=now)
+            return self._lanes[0].ask(loop, packed, deadline, now)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed("get", self._lanes[0], error)
             return None

@@ -69,8 +69,8 @@ class Wire(asyncio.Protocol):
         gets, take = self._gets, self._take
         try:
             self._feed(data)
-            while isinstance(reply := gets(False), _OF_THE_PROTOCOL):
-                if isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
+            while (kind := type(reply := gets(False))) is list or isinstance(reply, _OF_THE_PROTOCOL):
+                if kind is not list and isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
                     raise reply  # noqa: TRY301 - as the client would
                 take(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing on this socket can be relied on

@@ -105,7 +105,7 @@ class OTelMetrics:
 
     def _looked_up(self, event: Event) -> None:
         assert isinstance(event, LookedUp)  # noqa: S101 - subscribed to nothing else
-        self._instruments.lookup_duration.record(event.duration, _OF_A_LOOKUP[event.result, event.tier])
+        self._instruments.lookup_duration.record(event.duration, _OF_A_LOOKUP[event.result + event.tier])
 
     def _record(self, event: Event) -> None:
         to = self._instruments
@@ -143,7 +143,7 @@ class OTelMetrics:
 
 
 _OF_A_LOOKUP: Final = {
-    (result, tier): {names.ATTR_RESULT: result.value, names.ATTR_TIER: tier.value} for result in Result for tier in Tier
+    result + tier: {names.ATTR_RESULT: result.value, names.ATTR_TIER: tier.value} for result in Result for tier in Tier
 }
 
 

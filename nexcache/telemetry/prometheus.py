@@ -27,8 +27,8 @@ from nexcache.telemetry.names import Result, Tier
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MOST_SERIES: Final = 10_000
-_OF_A_LOOKUP: Final[Mapping[tuple[Result, Tier], tuple[str, None, Series]]] = {
-    (result, tier): (
+_OF_A_LOOKUP: Final[Mapping[str, tuple[str, None, Series]]] = {
+    result + tier: (
         names.METRIC_LOOKUP_DURATION,
         None,
         ((names.ATTR_RESULT, result.value), (names.ATTR_TIER, tier.value)),
@@ -112,6 +112,8 @@ class PrometheusText:
         self._state = state
         self._totals: Counter[tuple[str, str | None, Series]] = Counter()
         self._histograms: dict[tuple[str, str | None, Series], _Histogram] = {}
+        self._lookups: dict[str, _Histogram] = {}
+        """Those of lookups, by how one ended and where: found faster than by their place above."""
         emitter.subscribe(self._record, *self._HEARD)
         emitter.subscribe(self._looked_up, LookedUp)  # of its own: there is one for every read of the store
 
@@ -172,12 +174,13 @@ class PrometheusText:
 
     def _looked_up(self, event: Event) -> None:
         assert isinstance(event, LookedUp)  # noqa: S101 - subscribed to nothing else
-        place = _OF_A_LOOKUP[event.result, event.tier]
-        histogram = self._histograms.get(place)
+        ended, duration = event.result + event.tier, event.duration
+        histogram = self._lookups.get(ended)
         if histogram is None:
-            histogram = self._histograms[place] = _Histogram(len(names.LOOKUP_BOUNDS))
-        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, event.duration)] += 1
-        histogram.total += event.duration
+            histogram = self._lookups[ended] = _Histogram(len(names.LOOKUP_BOUNDS))
+            self._histograms[_OF_A_LOOKUP[ended]] = histogram
+        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, duration)] += 1
+        histogram.total += duration
 
     def _record(self, event: Event) -> None:
         match event:
