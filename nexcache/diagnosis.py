@@ -233,8 +233,8 @@ def _tls(facts: Facts, now: float) -> Iterator[Finding]:
 _ACL: Final = (
     "+auth +select +client|setname +ping +info +mget +get +set +unlink +del +sadd +smembers +smismember +pttl +pexpire "
     "+persist +exists +incrby "
-    "+hset +hget +hmget +hgetall +hsetnx +hincrby +hdel +pfadd +pfcount +strlen +scan +dbsize +time +eval +publish "
-    "+subscribe"
+    "+hset +hget +hmget +hgetall +hsetnx +hincrby +hdel +pfadd +pfcount +strlen +getrange +scan +dbsize +time +eval "
+    "+publish +subscribe"
 )
 
 

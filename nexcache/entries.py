@@ -31,7 +31,7 @@ from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.stores.tokens import CLOCK, stale_since
 from nexcache.telemetry.counts import OperationCounts
-from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
+from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, Stored
 from nexcache.telemetry.names import Result, Tier
 
 Value = TypeVar("Value", bound=Hashable)
@@ -483,32 +483,24 @@ class Local:
         return True if self.memory.keep(key, entry, counts, lifetime=entry.response.ttl) else None
 
 
-class Asked(Protocol):
-    """A command that was handed over to be sent."""
+class ReadsAgain(Protocol):
+    """Reads again what was read before, and leaves the waiting to the caller."""
 
-    @property
-    def future(self) -> Awaitable[tuple[list[Any], bytes]]:
-        """Its answers and the store's epoch; raises StoreError."""
+    def before(self, keys: Sequence[bytes], values: Sequence[bytes | None], epoch: bytes) -> Any:
+        """Write down what was read of an entry and its generations."""
 
-    @property
-    def sent(self) -> bool:
-        """Whether it has left."""
+    def read_again(self, before: Any, deadline: float) -> tuple[Awaitable[bool], Any] | None:
+        """Ask whether that is still so, in the same history; None: read it whole.
 
-
-class Asks(Protocol):
-    """Sends a command that is packed already, and leaves the waiting to the caller."""
-
-    def packed(self, keys: Sequence[bytes]) -> bytes:
-        """Write the command down that reads these keys."""
-
-    def begin(self, packed: bytes, deadline: float) -> Asked | None:
-        """Send a command; None: the store is away, or no time is left."""
+        The first of what it returns may raise StoreError. The second stands for the command, and tells as `sent`
+        whether it has left.
+        """
 
     def answered(self) -> None:
         """Note that the store has answered."""
 
-    def failed(self, asked: Any, error: StoreError) -> None:
-        """Note that it has not; `asked` is what `begin` returned."""
+    def failed(self, again: Any, error: StoreError) -> None:
+        """Note that it has not; `again` stands for the command."""
 
 
 class Seals(Protocol):
@@ -711,7 +703,7 @@ class Entries:
         emitter: Emitter,
         fallback_ttl: float,
         quotas: Quotas | None = None,
-        again: Asks | None = None,
+        again: ReadsAgain | None = None,
     ) -> None:
         self.quotas: Quotas | None = quotas
         """What tenants may hold; None: nobody has a quota."""
@@ -728,7 +720,7 @@ class Entries:
         self._invalidations = invalidations
         self._emitter = emitter
         self._fallback_ttl = fallback_ttl
-        self._again: Asks | None = again if l1 is None else None
+        self._again: ReadsAgain | None = again if l1 is None else None
         self._calm = -1
         """What the invalidations' `failures` was when nothing was queued and the fallback was empty; -1: not known."""
 
@@ -792,14 +784,14 @@ class Entries:
         """Take over what was read of a request, so that it can be read again at once."""
         read = found.read
         if read is not None and self._again is not None:
-            known.key, known.reply, known.epoch, known.prepared = read.key, read.reply, read.epoch, found.prepared
-            known.read = self._again.packed((read.key.name, *read.key.generations))
+            known.key, known.prepared, known.held = read.key, found.prepared, len(read.reply[0] or b"")
+            known.before = self._again.before((read.key.name, *read.key.generations), read.reply, read.epoch)
 
     async def read_again(self, known: Known, *, deadline: float) -> bool:
         """Ask the store whether it still says what it said of a known request; False: look it up."""
-        again, invalidations, under_way = self._again, self._invalidations, known.under_way
+        again, invalidations, before, under_way = self._again, self._invalidations, known.before, known.under_way
         failures = invalidations.failures
-        if again is None or known.reply is None:
+        if again is None or before is None:
             return False
         if failures != self._calm:  # nothing is ever queued that is not counted there
             if invalidations.queued or not self._local.memory.is_empty:
@@ -808,24 +800,18 @@ class Entries:
         if under_way is not None and not under_way.sent:  # they share a lookup
             return False
         started = time.perf_counter()
-        asked = again.begin(known.read, deadline)
+        asked = again.read_again(before, deadline)
         if asked is None:
             return False
-        known.under_way = asked
+        same, known.under_way = asked
         try:
-            (reply,), epoch = await asked.future
+            if not await same or invalidations.failures != failures:
+                return False
         except StoreError as error:
-            again.failed(asked, error)
-            return False
-        finally:
-            if known.under_way is asked:
-                known.under_way = None
-        if reply != known.reply or epoch != known.epoch or invalidations.failures != failures:
+            again.failed(asked[1], error)
             return False
         again.answered()
-        if LookedUp in self._emitter.heard:
-            took = time.perf_counter() - started
-            self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, took))
+        self._emitter.looked_up(known.key.operation, Result.HIT, Tier.REDIS, time.perf_counter() - started)
         return True
 
     async def lookup(
@@ -863,9 +849,8 @@ class Entries:
                 found = Found(prepared, Tier.REDIS, live, stale, read)
         except StoreError:
             found = self._local.lookup(key)
-        if self._emitter.hears(LookedUp):
-            result = Result.HIT if isinstance(found, Found) else Result.MISS
-            self._emitter.emit(LookedUp(key.operation, result, found.tier, time.perf_counter() - started))
+        result = Result.HIT if isinstance(found, Found) else Result.MISS
+        self._emitter.looked_up(key.operation, result, found.tier, time.perf_counter() - started)
         return found
 
     async def inspect(self, key: CacheKey) -> Inspection:

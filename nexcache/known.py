@@ -1,7 +1,8 @@
 """What was worked out of a request, and what the store answered to it, and need not be again while both stay the same.
 
 Kept for its speed alone, where nothing else is held in memory: a request that is known is still looked up in the
-store, and only an answer that is byte for byte the one that was verified before, generations included, means the same.
+store, and is served only while its entry there bears the MAC that was verified before, and its generations are
+the same.
 """
 
 from collections.abc import Hashable
@@ -26,13 +27,12 @@ class Known:
 
     __slots__ = (
         "asked",
+        "before",
         "counts",
-        "epoch",
+        "held",
         "key",
         "noted_at",
         "prepared",
-        "read",
-        "reply",
         "size",
         "target",
         "under_way",
@@ -47,14 +47,13 @@ class Known:
         """What it asked for, without who asked."""
         self.noted_at: float = noted_at
         """When it was last noted as recent."""
-        self.read: bytes = b""
-        """The command that looks it up, as it is sent."""
-        self.reply: list[Any] | None = None
-        """What the store answered when its entry was last verified, and was fresh."""
-        self.epoch: bytes = b""
+        self.before: Any = None
+        """What the store answered when its entry was last verified, and was fresh, as the store knows it."""
+        self.held: int = 0
+        """Bytes of that entry."""
         self.prepared: Prepared | None = None
         self.under_way: Any = None
-        """The command that was sent last, as the store knows it, until it is answered."""
+        """The command that looked it up last, as the store knows it."""
         self.size: int = 0
 
 
@@ -73,9 +72,7 @@ class KnownRequests:
     def keep(self, raw: Raw, known: Known) -> None:
         """Remember a request, unless it holds too much."""
         self._drop(raw)
-        known.size = (
-            3 * len(known.asked.request) + known.target.size + sum(2 * len(part or b"") for part in known.reply or ())
-        )
+        known.size = 3 * len(known.asked.request) + known.target.size + known.held
         if known.size > _LONGEST:
             return
         self._known[raw] = known

@@ -115,7 +115,7 @@ async def test_a_request_that_is_known_costs_one_command_and_says_so_like_any_hi
     assert (status, body, node.calls, again) == (200, b"first", 1, [True])
     assert "hit" in cache_status
     assert "detail=redis" in cache_status
-    assert valkey.calls().get("mget") == 1
+    assert (valkey.calls().get("mget"), valkey.calls().get("getrange"), valkey.calls().get("get")) == (1, 1, None)
     assert node.lookups == lookups + 1
     assert node.cache.counts.of("acme", "things").redis_hits == 2
     assert (await node.ask(if_none_match="*"))[0] == 304
@@ -151,17 +151,87 @@ async def test_what_another_node_stored_since_is_served(make: Make, again: list[
     assert (again, node.calls, other.calls) == ([False, True], 1, 1)
 
 
-async def test_a_value_that_somebody_changed_is_verified_and_refused(
-    make: Make, valkey: Valkey, again: list[bool]
+@pytest.mark.parametrize(("part", "verified"), [(b"nexcache", True), (b"\xc4\x10", False)])
+async def test_a_value_that_somebody_changed_is_never_served(
+    make: Make, valkey: Valkey, again: list[bool], part: bytes, verified: bool
 ) -> None:
-    node = make()
+    """Behind the MAC that was verified, what was verified is served; for another MAC, the app answers."""
+    node = make(signing_keys={"k": "s" * 32})
+    node.body = b"nexcache" * 40
     await warm(node)
     (name,) = (key for key in valkey.ask("KEYS", "nexarch:acme:things:*") if b"@" not in key)
     value = valkey.ask("GET", name)
-    valkey.ask("SET", name, value.replace(b"first", b"other"))
+    place = value.rindex(part) if verified else value.index(part) + len(part)
+    valkey.ask("SETRANGE", name, str(place), b"changed!")
 
-    assert (await node.ask())[1] == b"first"
-    assert (again, node.calls) == ([False], 2)
+    assert (await node.ask())[1] == node.body
+    assert (again, node.calls) == ([verified], 1 if verified else 2)
+    fresh = make(signing_keys={"k": "s" * 32})
+    assert (await fresh.ask())[1] == b"first" if verified else node.body
+
+
+async def test_of_a_large_entry_little_is_read_again(make: Make, valkey: Valkey, again: list[bool]) -> None:
+    node = make()
+    node.body = b"x" * 100_000
+    await warm(node)
+    before = valkey.ask("INFO", "stats")["total_net_output_bytes"]
+
+    assert (await node.ask())[1] == node.body
+
+    assert again == [True]
+    assert valkey.ask("INFO", "stats")["total_net_output_bytes"] - before < 20_000  # what INFO says is most of it
+
+
+async def test_a_server_that_does_not_permit_short_reads_is_not_asked_again_and_again(
+    make: Make, own_valkey: Valkey, again: list[bool]
+) -> None:
+    node = make(own_valkey.url)
+    await warm(node)
+    own_valkey.ask("ACL", "SETUSER", "default", "-getrange")
+
+    for _ in range(3):
+        assert (await node.ask())[1] == b"first"
+
+    assert (again, node.calls) == ([False] * 3, 1)
+    refused = [entry for entry in own_valkey.ask("ACL", "LOG") if b"getrange" in entry]
+    assert [entry[entry.index(b"count") + 1] for entry in refused] == [1]
+
+
+async def test_many_known_requests_of_one_turn_leave_together(make: Make, valkey: Valkey, again: list[bool]) -> None:
+    node = make()
+    things = [f"t{number}" for number in range(100)]
+    for thing in things:
+        await warm(node, thing=thing)
+    valkey.ask("CONFIG", "RESETSTAT")
+
+    gone = asyncio.create_task(node.ask(thing="t7"))
+    asking = [asyncio.create_task(node.ask(thing=thing)) for thing in things]
+    await asyncio.sleep(0)
+    gone.cancel()  # one that goes takes nobody along
+    answers = await asyncio.gather(*asking)
+
+    assert {status for status, _, _ in answers} == {200}
+    assert (again.count(True), node.calls) == (99, 100)  # and t7's second asks the long way
+    calls = valkey.calls()
+    assert (calls["getrange"], calls["mget"]) == (100, 5)
+
+
+async def test_what_was_asked_again_when_the_connection_was_lost_is_asked_once_more(
+    make: Make, own_valkey: Valkey, again: list[bool]
+) -> None:
+    node = make(own_valkey.url)
+    things = [f"t{number}" for number in range(40)]
+    for thing in things:
+        await warm(node, thing=thing)
+    own_valkey.ask("CLIENT", "PAUSE", "200")
+    asking = [asyncio.create_task(node.ask(thing=thing)) for thing in things]
+    await asyncio.sleep(0.05)
+    assert own_valkey.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") >= 1
+
+    answers = await asyncio.gather(*asking)
+
+    assert {body for _, body, _ in answers} == {b"first"}
+    assert (again, node.calls) == ([True] * 40, 40)
 
 
 async def test_a_server_with_another_history_is_not_believed_even_if_it_says_the_same(
@@ -170,7 +240,7 @@ async def test_a_server_with_another_history_is_not_believed_even_if_it_says_the
     node = make()
     await warm(node)
     (known,) = node.cache.recent.known._known.values()
-    known.epoch = b"of another history"
+    known.before.epoch = b"of another history"
 
     await node.ask()
 
@@ -290,5 +360,5 @@ _TARGET = Target("GET", "/", None, b"", "", "http", (), b"")
 
 def _holding(node: NexCache, size: int) -> Known:
     known = Known(node.keys.key("acme", "op", b"request"), OperationCounts(), _TARGET, 0.0)
-    known.reply = [b"x" * size]
+    known.held = 2 * size
     return known

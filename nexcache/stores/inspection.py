@@ -66,6 +66,7 @@ def probes(tenant: str) -> Sequence[tuple[str, tuple[str, ...]]]:
         ("get", ("GET", text)),
         ("mget", ("MGET", text, other)),
         ("strlen", ("STRLEN", text)),
+        ("getrange", ("GETRANGE", text, "0", "1")),
         ("pttl", ("PTTL", text)),
         ("pexpire", ("PEXPIRE", text, "10000")),
         ("persist", ("PERSIST", other)),

@@ -35,7 +35,13 @@ _PACE: Final = 0.5
 _PACE_HOLDS: Final = 10.0
 """Seconds after which an answer says nothing of now."""
 _ENOUGH: Final = 32
-"""Commands that leave before the end of a turn, so that the server is at work while further ones are asked for."""
+"""Reads that leave before the end of a turn, so that the server is at work while further ones are asked for."""
+START: Final = 128
+"""Bytes of a value that are read again: more than what comes before its payload, the MAC included."""
+_REFUSED_FOR: Final = 60.0
+"""Seconds for which a server is not asked again for what it does not permit."""
+_ALIKE: Final = 0.002
+"""Seconds by which deadlines may differ of what is read with one command."""
 _PUT_OFF: Final = 2
 """Turns of the event loop for which commands wait for further ones while answers are still to come."""
 _MOST_WAITING: Final = 20_000
@@ -65,29 +71,24 @@ class Asked:
         "deadline",
         "future",
         "history",
-        "lane",
         "misplaced",
         "on_sent",
-        "packed",
         "repeatable",
         "replies",
         "sent_at",
     )
 
-    def __init__(  # noqa: PLR0917 - by name they would cost as much as all the rest
+    def __init__(
         self,
         commands: Sequence[Command],
         future: "asyncio.Future[tuple[list[Any], bytes]]",
         deadline: float,
         on_sent: Callable[[], None] | None = None,
+        *,
         repeatable: bool = True,
-        packed: bytes = b"",
-        lane: "Lane | None" = None,
     ) -> None:
         self.commands = commands
-        self.packed = packed
-        """What is sent; empty where the commands have yet to be packed."""
-        self.count = 1 if packed else len(commands)
+        self.count = len(commands)
         self.future: asyncio.Future[tuple[list[Any], bytes]] = future
         self.history = False
         """It asks for the server's history, for the lane itself."""
@@ -98,17 +99,102 @@ class Asked:
         self.misplaced = False
         """One of the answers came from a server that is not the one to ask."""
         self.sent_at = math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future.done()
+
+    def packed(self) -> Sequence[bytes]:
+        """Write the commands down as they are sent."""
+        return [pack_command(command) for command in self.commands]
+
+    def answer(self, epoch: bytes) -> None:
+        """Give the answers to whoever waits."""
+        if not self.future.done():
+            self.future.set_result((self.replies, epoch))
+
+    def fail(self, error: StoreError) -> None:
+        """Tell whoever waits."""
+        if not self.future.done() and not self.history:
+            self.future.set_exception(error)
+
+
+class Before:
+    """What was read of an entry and its generations, and the commands that tell whether it still is.
+
+    The entry is told by its beginning: that holds a MAC of the rest, which was verified, and need not come again.
+    """
+
+    __slots__ = ("entry", "epoch", "generations", "number", "start", "tokens")
+
+    def __init__(self, keys: Sequence[bytes], values: Sequence[bytes | None], epoch: bytes) -> None:
+        name, *generations = map(_argument, keys)
+        value, *tokens = values
+        self.entry = b"*4\r\n$8\r\nGETRANGE\r\n%b$1\r\n0\r\n%b" % (name, _argument(b"%d" % (START - 1)))
+        self.generations = b"".join(generations)
+        self.number = len(tokens)
+        self.start = (value or b"")[:START]
+        self.tokens = tokens
+        self.epoch = epoch
+
+
+class Again(Asked):
+    """Several requests' question whether what was read before is still so: a short read of each, and one MGET."""
+
+    __slots__ = ("lane", "waiting")
+
+    def __init__(self, lane: "Lane", deadline: float) -> None:
         self.lane = lane
+        self.waiting: list[tuple[asyncio.Future[bool], Before]] = []
+        self.count = 0
+        self.history = self.misplaced = False
+        self.deadline = deadline
+        self.on_sent = None
+        self.repeatable = True
+        self.replies = []
+        self.sent_at = math.inf
 
     @property
     def sent(self) -> bool:
         """Whether it has left."""
         return self.sent_at < math.inf
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(future.done() for future, _ in self.waiting)
+
+    def packed(self) -> Sequence[bytes]:
+        """Write the commands down as they are sent: the entries first, so that the generations are those of later."""
+        asked = [before for _, before in self.waiting]
+        self.count = len(asked) + 1
+        keys = sum([before.number for before in asked])
+        return (
+            *[before.entry for before in asked],
+            b"*%d\r\n$4\r\nMGET\r\n%b" % (keys + 1, b"".join([before.generations for before in asked])),
+        )
+
+    def answer(self, epoch: bytes) -> None:
+        """Tell each request whether nothing has changed; an error has, and the long way says what it is."""
+        *starts, tokens = self.replies
+        if not isinstance(tokens, list):
+            tokens = []
+        place = 0
+        for (future, before), start in zip(self.waiting, starts, strict=True):
+            end = place + before.number
+            if not future.done():
+                same = start == before.start and tokens[place:end] == before.tokens and before.epoch == epoch
+                future.set_result(same)
+            place = end
+        if isinstance(starts[0], Exception) and not isinstance(starts[0], _MISPLACED):
+            self.lane.refused_again()
+
     def fail(self, error: StoreError) -> None:
-        """Tell whoever waits."""
-        if not self.future.done() and not self.history:
-            self.future.set_exception(error)
+        """Tell all who wait."""
+        for future, _ in self.waiting:
+            if not future.done():
+                future.set_exception(error)
 
 
 class Lane:
@@ -137,6 +223,9 @@ class Lane:
         self._epoch_reader = epoch
         self._renewal = renewal
         self._waiting: deque[Asked] = deque()
+        self._refused_again_until = -math.inf
+        self._again: Again | None = None
+        """The last of what waits, where more can be read with it."""
         self._sent: deque[Asked] = deque()
         self._runner: asyncio.Task[None] | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -172,29 +261,35 @@ class Lane:
         latest = loop.time() + self._timeout
         future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
         least = latest if deadline is None else min(deadline, latest)
-        self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable))
+        self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
         return await future
 
-    def ask(self, loop: asyncio.AbstractEventLoop, packed: bytes, deadline: float, now: float) -> Asked:
-        """Send one command that may be repeated, and leave the waiting for its answer to the caller.
+    def read_again(self, before: Before, deadline: float) -> "tuple[asyncio.Future[bool], Again] | None":
+        """Ask whether what was read before is still so, and leave the waiting to the caller.
 
-        Raises as `execute` does, and so does the future.
+        What is asked in one turn of the event loop leaves together. None where the server has refused to say that.
+        Raises as `execute` does; so does the future.
         """
-        latest = now + self._timeout
-        asked = Asked((), loop.create_future(), min(deadline, latest), None, True, packed, self)
-        runner, waiting = self._runner, self._waiting
-        if self._wire is None or runner is None or runner.cancelling() or len(waiting) >= _MOST_WAITING:
-            self._wait_for(loop, asked)
-            return asked
-        waiting.append(asked)  # the connection is open: what else `_wait_for` looks for cannot be
-        if self._timer is None or self._timer.when() > asked.deadline:
-            self._watch(loop, asked.deadline)
-        if not self._wire_sends:
-            self._wire_sends = True
-            loop.call_soon(self._send)
-        elif len(waiting) == _ENOUGH:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now < self._refused_again_until:
+            return None
+        deadline = min(deadline, now + self._timeout)
+        again = self._again
+        if again is None or not -_ALIKE < deadline - again.deadline < _ALIKE:
+            again = Again(self, deadline)
+            self._wait_for(loop, again)
+            self._again = again
+        future: asyncio.Future[bool] = loop.create_future()
+        again.waiting.append((future, before))
+        if len(again.waiting) >= _ENOUGH:
+            self._again = None
             self._flush()
-        return asked
+        return future, again
+
+    def refused_again(self) -> None:
+        """Note that the server does not permit what `read_again` sends: everything is read whole, for a while."""
+        self._refused_again_until = asyncio.get_running_loop().time() + _REFUSED_FOR
 
     def _wait_for(self, loop: asyncio.AbstractEventLoop, request: Asked) -> None:
         runner = self._runner
@@ -206,6 +301,7 @@ class Lane:
             raise refusal
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("busy", "too many commands wait for the store")
+        self._again = None
         self._waiting.append(request)
         self._watch(loop, request.deadline)
         if not running:
@@ -364,24 +460,21 @@ class Lane:
         if self._epoch_reader.commands and now - self._epoch_read_at >= self._renewal:
             self._epoch_read_at = now
             future = asyncio.get_running_loop().create_future()
-            question = Asked(self._epoch_reader.commands, future, math.inf, None, repeatable=False)
+            question = Asked(self._epoch_reader.commands, future, math.inf, repeatable=False)
             question.history = True
             question.sent_at = now  # it may be the first that a silent server does not answer
             sent.append(question)
             batch += map(pack_command, self._epoch_reader.commands)
-        waiting = self._waiting
+        waiting, self._again = self._waiting, None
         while waiting:
             request = waiting.popleft()
-            if request.future.done():
+            if request.is_over:
                 continue
             if request.on_sent is not None:
                 request.on_sent()
             request.sent_at = now
             sent.append(request)
-            if request.packed:
-                batch.append(request.packed)
-            else:
-                batch += map(pack_command, request.commands)
+            batch += request.packed()
         self.commands += len(batch)
         return b"".join(batch)
 
@@ -394,7 +487,7 @@ class Lane:
         if not sent:
             raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
         request = sent[0]
-        replies, future = request.replies, request.future
+        replies = request.replies
         replies.append(reply)
         if isinstance(reply, Exception) and isinstance(reply, _MISPLACED):
             request.misplaced = True
@@ -405,8 +498,8 @@ class Lane:
             self._epoch = self._epoch_reader.of(replies)
             now = asyncio.get_running_loop().time()
             self._took(now - request.sent_at, now)
-        elif not future.done():
-            future.set_result((replies, self._epoch))
+        else:
+            request.answer(self._epoch)
         if request.misplaced:
             now = asyncio.get_running_loop().time()
             if now - self._dropped_at > _DROPS_APART:
@@ -449,7 +542,7 @@ class Lane:
         error = StoreUnavailable("timeout", "the store did not answer in time")
         next_deadline = math.inf
         for request in (*self._sent, *self._waiting):
-            if request.history or request.future.done():
+            if request.history or request.is_over:
                 continue
             if request.deadline <= now:
                 self._took(self._timeout, now)
@@ -465,6 +558,11 @@ class Lane:
             next_deadline = min(next_deadline, silent_at)
         if next_deadline < math.inf:
             self._watch(loop, next_deadline)
+
+
+def _argument(text: bytes) -> bytes:
+    """Write an argument of a command down as it is sent."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
 
 
 async def _answer(connection: AbstractConnection) -> Any:

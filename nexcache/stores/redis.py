@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
-from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError
 
@@ -36,7 +35,7 @@ from nexcache.stores.breaker import Breaker, Circuit
 from nexcache.stores.door import Door
 from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
 from nexcache.stores.faults import classify, redirected
-from nexcache.stores.lane import Asked, Command, Epoch, Lane
+from nexcache.stores.lane import Again, Before, Command, Epoch, Lane
 from nexcache.stores.target import AnyTarget, SentinelTarget, Target
 from nexcache.stores.tokens import CLOCK
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
@@ -656,22 +655,18 @@ class RedisStore(RedisCommands):
         if error.kind != "busy" and not ended_here and self._breaker.failed():
             self._went_away(error.kind)
 
-    @staticmethod
-    def packed(keys: Sequence[bytes]) -> bytes:
-        """Write the command down that reads these keys."""
-        command: Any = ("MGET", *keys)
-        return bytes(pack_command(command))
+    def before(self, keys: Sequence[bytes], values: Sequence[bytes | None], epoch: bytes) -> Before:
+        """Write down what was read of an entry and its generations, so that it can be read again at once."""
+        return Before(keys, values, epoch)
 
-    def begin(self, packed: bytes, deadline: float) -> Asked | None:
-        """Send a command of a read; None where `read` would raise at once."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+    def read_again(self, before: Before, deadline: float) -> "tuple[asyncio.Future[bool], Again] | None":
+        """Ask whether that is still so; None where it is to be read whole, or cannot be."""
+        if asyncio.get_running_loop() is not self._loop:
             self._on_this_loop()
-        now = loop.time()
-        if self._breaker.circuit is Circuit.OPEN or deadline <= now:
+        if self._breaker.circuit is Circuit.OPEN:
             return None
         try:
-            return self._lanes[0].ask(loop, packed, deadline, now)
+            return self._lanes[0].read_again(before, deadline)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed("get", self._lanes[0], error)
             return None
@@ -681,10 +676,10 @@ class RedisStore(RedisCommands):
         if self._away or self._breaker.in_a_row:
             self._answers()
 
-    def failed(self, asked: Asked, error: StoreError) -> None:
+    def failed(self, again: Again, error: StoreError) -> None:
         """Note that a read failed."""
-        if isinstance(error, StoreUnavailable | StoreRefused) and asked.lane is not None:
-            self._failed("get", asked.lane, error)
+        if isinstance(error, StoreUnavailable | StoreRefused):
+            self._failed("get", again.lane, error)
 
     def _fault(
         self, reply: Exception, replies: Sequence[Any], optional: Collection[int]

@@ -36,9 +36,12 @@ class Answered:
     """The trace and the span that computed the entry, in hexadecimal, joined by a hyphen; hits only."""
 
 
-@dataclass(slots=True)  # not frozen, which takes three times as long: there is one for every read of the store
+@dataclass(frozen=True, slots=True)
 class LookedUp:
-    """The store was asked for an entry (not emitted for entries found in this process's memory)."""
+    """The store was asked for an entry (not emitted for entries found in this process's memory).
+
+    Told with `Emitter.looked_up`: there is one for every read of the store.
+    """
 
     operation: str
     result: Result
@@ -253,6 +256,8 @@ Event: TypeAlias = (
     | Stopped
 )
 Listener: TypeAlias = Callable[[Event], None]
+Timer: TypeAlias = Callable[[str, float], None]
+"""Is told how a lookup ended and where (the words of `Result` and `Tier`, joined), and its seconds."""
 
 
 class RequestSpan(Protocol):
@@ -291,10 +296,11 @@ class Tracing(Protocol):
 class Emitter:
     """Passes events to those who listen. A listener that raises is counted and changes nothing."""
 
-    __slots__ = ("_listeners", "failures", "heard", "tracing")
+    __slots__ = ("_listeners", "_timers", "failures", "heard", "tracing")
 
     def __init__(self) -> None:
         self._listeners: dict[type[Event], tuple[Listener, ...]] = {}
+        self._timers: tuple[Timer, ...] = ()
         self.heard: frozenset[type[Event]] = frozenset()
         """The classes that anyone listens to: the hot path builds no event that nobody hears."""
         self.failures: int = 0
@@ -306,20 +312,37 @@ class Emitter:
             self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
         self._hear()
 
-    def unsubscribe(self, listener: Listener) -> None:
+    def unsubscribe(self, listener: Listener | Timer) -> None:
         """Stop calling `listener`."""
         for kind, listeners in self._listeners.items():
             # By equality: two mentions of a bound method are equal, never identical.
             self._listeners[kind] = tuple(each for each in listeners if each != listener)
+        self._timers = tuple(each for each in self._timers if each != listener)
         self._hear()
 
     def _hear(self) -> None:
         self.heard = frozenset(kind for kind, listeners in self._listeners.items() if listeners)
 
+    def time_lookups(self, timer: Timer) -> None:
+        """Call `timer` for every lookup from now on."""
+        self._timers = (*self._timers, timer)
+
+    def looked_up(self, operation: str, result: Result, tier: Tier, seconds: float) -> None:
+        """Tell of a lookup: those who only time it, and who listens to events, if anyone does."""
+        ended = result + tier
+        for timer in self._timers:
+            try:
+                timer(ended, seconds)
+            except Exception:  # noqa: BLE001 - as in `emit`
+                self.failures += 1
+        if LookedUp in self.heard:
+            self.emit(LookedUp(operation, result, tier, seconds))
+
     @property
-    def listeners(self) -> tuple[Listener, ...]:
+    def listeners(self) -> tuple[Listener | Timer, ...]:
         """Everybody who listens to anything."""
-        return tuple({id(each): each for several in self._listeners.values() for each in several}.values())
+        every: list[Listener | Timer] = [each for several in self._listeners.values() for each in several]
+        return tuple({id(each): each for each in (*every, *self._timers)}.values())
 
     def hears(self, kind: type[Event]) -> bool:
         """Whether anyone listens to events of this class."""

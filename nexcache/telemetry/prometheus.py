@@ -18,7 +18,6 @@ from nexcache.telemetry.events import (
     Evicted,
     Filled,
     Invalidated,
-    LookedUp,
     NotStored,
     Stored,
 )
@@ -115,7 +114,7 @@ class PrometheusText:
         self._lookups: dict[str, _Histogram] = {}
         """Those of lookups, by how one ended and where: found faster than by their place above."""
         emitter.subscribe(self._record, *self._HEARD)
-        emitter.subscribe(self._looked_up, LookedUp)  # of its own: there is one for every read of the store
+        emitter.time_lookups(self._looked_up)
 
     def render(self, tenant: str | None) -> str:
         """Write the metrics of a tenant down, or the sums over all and what concerns no tenant (None)."""
@@ -172,15 +171,13 @@ class PrometheusText:
                 yield f"{exported}_sum{_labels(series)} {each.total}"
                 yield f"{exported}_count{_labels(series)} {seen}"
 
-    def _looked_up(self, event: Event) -> None:
-        assert isinstance(event, LookedUp)  # noqa: S101 - subscribed to nothing else
-        ended, duration = event.result + event.tier, event.duration
+    def _looked_up(self, ended: str, seconds: float) -> None:
         histogram = self._lookups.get(ended)
         if histogram is None:
             histogram = self._lookups[ended] = _Histogram(len(names.LOOKUP_BOUNDS))
             self._histograms[_OF_A_LOOKUP[ended]] = histogram
-        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, duration)] += 1
-        histogram.total += duration
+        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, seconds)] += 1
+        histogram.total += seconds
 
     def _record(self, event: Event) -> None:
         match event:

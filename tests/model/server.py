@@ -184,6 +184,9 @@ class ModelServer:
     def do_mget(self, *keys: bytes) -> Reply:
         return [self._text(key) for key in keys]
 
+    def do_getrange(self, key: bytes, start: bytes, end: bytes) -> Reply:
+        return (self._text(key) or b"")[int(start) : int(end) + 1]
+
     def do_set(self, key: bytes, value: bytes, *options: bytes) -> Reply:
         words = [option.upper() for option in options]
         present = self._get(key) is not None

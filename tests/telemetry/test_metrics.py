@@ -24,7 +24,6 @@ from nexcache.telemetry.events import (
     Evicted,
     Filled,
     Invalidated,
-    LookedUp,
     NotStored,
     Stored,
 )
@@ -94,8 +93,8 @@ def a_bit_of_everything(cache: Cache) -> None:
     cache.counts.ingested_accepted = 100
     cache.counts.ingested_ignored = 9
     cache.memory = (12, 4096)
+    cache.emitter.looked_up("dashboard", Result.HIT, Tier.REDIS, 0.0002)
     events: tuple[Event, ...] = (
-        LookedUp("dashboard", Result.HIT, Tier.REDIS, 0.0002),
         Filled("dashboard", "acme", 0.04, coalesced=7),
         Stored("dashboard", "acme", Tier.REDIS, 2048, 30.0),
         NotStored("dashboard", "acme", NotStoredReason.QUOTA),

@@ -9,7 +9,6 @@ from nexcache.telemetry.events import (
     Evicted,
     Filled,
     Invalidated,
-    LookedUp,
     NotStored,
     Stored,
 )
@@ -37,7 +36,7 @@ def filled(counts: Counts, emitter: Emitter) -> None:
         emitter.emit(NotStored("dashboard", tenant, NotStoredReason.QUOTA))
         emitter.emit(Invalidated(tenant, Trigger.INGEST, "operation", ("dashboard",), (), True, 0.001))
     counts.ingested_accepted += 5
-    emitter.emit(LookedUp("dashboard", Result.HIT, Tier.REDIS, 0.0004))
+    emitter.looked_up("dashboard", Result.HIT, Tier.REDIS, 0.0004)
     emitter.emit(Evicted("capacity", 2))
     emitter.emit(BackendFailed("get", "timeout"))
 

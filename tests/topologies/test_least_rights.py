@@ -1,6 +1,7 @@
 """The user of the shipped ACL file: what NexCache does is permitted, and nothing is permitted that it does not do."""
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,11 @@ async def exercise(url: str) -> None:
     await sessions.revoke("ann")
     await node.redis.names(b"nexarch:", most=100)
     await node.redis.peek_many([key.name], longest=1000)
+    if (again := node.redis.again) is not None:
+        read = await again.read((key.name, *key.generations))
+        asked = again.read_again(again.before((key.name, *key.generations), read.values, read.epoch), math.inf)
+        assert asked is not None
+        assert await asked[0]
     values = node.cache.tenant("acme")
     await values.set("kept", 1)
     await values.set("for a while", 1, expiry=60)
