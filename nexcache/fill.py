@@ -135,6 +135,8 @@ class Fill:
         self._copied: list[bytes] | None = []
         self._size = 0
         self._messages: deque[Message] = deque()
+        self._given = False
+        """The leader has its first message."""
         self._news: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
         self._asked = False
@@ -163,6 +165,7 @@ class Fill:
             await self._news
             self._news = None
         message = self._messages.popleft()
+        self._given = True
         if len(self._messages) < _IN_FLIGHT:
             self._room.set()
         return message
@@ -244,6 +247,8 @@ class Fill:
             response = self._completed()
             self._wake()
             if response is not None:
+                if self._given:  # the rest goes out before it is stored; who has nothing yet is told whether it is
+                    await asyncio.sleep(0)
                 await self._store(response)
         elif self._copied is not None:
             self._wake()

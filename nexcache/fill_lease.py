@@ -69,7 +69,7 @@ class KeepsLeases(Protocol):
 
 def lease_name(key: CacheKey, generations: tuple[bytes, ...]) -> bytes:
     """Return the key of the lease: that of the entry, and a digest of the generations it is computed under."""
-    digest = blake2b(b"".join(b"%d:%b" % (len(each), each) for each in generations), digest_size=8)
+    digest = blake2b(b"".join([b"%d:%b" % (len(each), each) for each in generations]), digest_size=8)
     return b"%b:l:%b" % (key.name, digest.hexdigest().encode())
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
+from operator import itemgetter
 from typing import Final
 
 from nexcache.asgi import Scope
@@ -420,6 +421,6 @@ class KeySpace:
             query,
             blake2b(body, digest_size=16).digest() if body else b"",
         ]
-        for name, value in sorted(keyed, key=lambda pair: pair[0]):
+        for name, value in sorted(keyed, key=itemgetter(0)):
             parts += (name, value)
-        return b"".join(b"%d:%b" % (len(part), part) for part in parts)
+        return b"".join([b"%d:%b" % (len(part), part) for part in parts])

@@ -125,8 +125,10 @@ class _Request:
     """What is known of one request on its way through; local to one call."""
 
     __slots__ = (
+        "ahead",
         "body",
         "client",
+        "conditional",
         "counts",
         "deadline",
         "ended",
@@ -168,6 +170,9 @@ class _Request:
         self.ttl = 0.0
         self.principal: str | None = None
         self.if_none_match: bytes | None = None
+        self.conditional = True
+        """It may have conditions of its own, which the app is not to see."""
+        self.ahead: _Ahead | None = None
         self.body: bytes | None = None
         """None where there is none, and nobody has read that."""
         self.key: CacheKey | None = None
@@ -192,13 +197,17 @@ class _Request:
 
 
 class _Ahead:
-    """A request that is known, and that the store is asked for."""
+    """What was worked out of a request whose answer is not in memory, and what is known of it."""
 
-    __slots__ = ("if_none_match", "known")
+    __slots__ = ("fields", "keyed", "known", "raw")
 
-    def __init__(self, known: Known, if_none_match: bytes | None) -> None:
+    def __init__(self, known: Known | None, fields: Headers, keyed: Keyed | None, raw: Raw) -> None:
         self.known = known
-        self.if_none_match = if_none_match
+        self.fields = fields
+        """Those that are watched."""
+        self.keyed = keyed
+        """What they contribute, where that was looked at."""
+        self.raw = raw
 
 
 class CacheMiddleware:
@@ -285,6 +294,7 @@ class CacheMiddleware:
             self._tell_of("tenant", error)
         principal: Resolved | object = _UNASKED
         deadline = 0.0
+        ahead: _Ahead | None = None
         if type(tenant) is str and span is None and Answered not in cache.emitter.heard:
             if self._principal is not None:
                 shared = self._principal is self._tenant
@@ -294,16 +304,18 @@ class CacheMiddleware:
             hit = self._in_memory(matched, scope, tenant, principal, started)
             if isinstance(hit, _Ahead):
                 ahead, hit = hit, None
-                deadline = asyncio.get_running_loop().time() + cache.store_budget
-                if await cache.entries.read_again(ahead.known, deadline=deadline):
-                    hit = self._in_store(ahead, matched, scope, started)
+                known = ahead.known
+                if known is not None:
+                    deadline = asyncio.get_running_loop().time() + cache.store_budget
+                    if await cache.entries.read_again(known, deadline=deadline):
+                        hit = self._in_store(known, ahead, matched, scope, started)
             if hit is not None:
                 await send(hit[0])
                 await send(hit[1])
                 return
         request = _Request(matched, scope, receive, send)
         request.started, request.span = started, span
-        request.deadline = deadline
+        request.deadline, request.ahead = deadline, ahead
         try:
             await self._answer(request, tenant, principal)
         except BaseException:
@@ -323,12 +335,12 @@ class CacheMiddleware:
 
     def _in_memory(
         self, matched: Matched, scope: Scope, tenant: str, principal: Resolved | object, started: float
-    ) -> "tuple[Message, Message] | _Ahead | None":
+    ) -> tuple[Message, Message] | _Ahead | None:
         """Answer what this process holds, without waiting: the path that all is arranged for.
 
         All that decides about a request is part of what it is found by: who finds an entry has been the long way
         before, and was not sent past the cache. The same is true of a request whose key is known, where nothing is
-        held in memory: that is returned.
+        held in memory: that is returned, as is what was worked out of one that is not.
         """
         cache, method, policy = self._cache, scope["method"], matched.policy
         first, recent = cache.entries.at_hand, cache.recent
@@ -339,24 +351,23 @@ class CacheMiddleware:
         if recent.watched and (first is None or recent.samples()):  # the long way, which counts it
             return None
         watched = self._watched[matched.index]
-        fields, if_none_match = tuple([pair for pair in scope["headers"] if pair[0] in watched]), None
+        fields = tuple([pair for pair in scope["headers"] if pair[0] in watched])
+        keyed = if_none_match = None
         if len(fields) > 1:  # more than the host
-            keyed = self._headers.read(method, fields, policy)
-            if isinstance(keyed, Bypass):
+            found = self._headers.read(method, fields, policy)
+            if isinstance(found, Bypass):
                 return None
-            fields, if_none_match = keyed.fields, keyed.if_none_match
-        raw = self._raw(matched.index, scope, tenant, principal, fields)
+            keyed, if_none_match = found, found.if_none_match
+        raw = self._raw(matched.index, scope, tenant, principal, fields if keyed is None else keyed.fields)
         if first is None:
             known = recent.known.get(raw)
-            if known is None:
-                return None
-            if started - known.noted_at > _NOTED_FOR:
+            if known is not None and started - known.noted_at > _NOTED_FOR:
                 known.noted_at = started
                 recent.note(tenant, policy.op, known.target)
-            return _Ahead(known, if_none_match)
+            return _Ahead(known, fields, keyed, raw)
         live = first.peek(raw)
         if live is None:
-            return None
+            return _Ahead(None, fields, keyed, raw)
         messages = self._messages(live, first.tier, scope, if_none_match)
         if messages is None:
             return None
@@ -371,12 +382,12 @@ class CacheMiddleware:
         return messages
 
     def _in_store(
-        self, ahead: "_Ahead", matched: Matched, scope: Scope, started: float
+        self, known: Known, ahead: _Ahead, matched: Matched, scope: Scope, started: float
     ) -> tuple[Message, Message] | None:
         """Answer a request that is known, of which the store still says the same; None: go the long way."""
-        known, policy = ahead.known, matched.policy
-        prepared = known.prepared
-        messages = None if prepared is None else self._messages(prepared, Tier.REDIS, scope, ahead.if_none_match)
+        prepared, policy = known.prepared, matched.policy
+        if_none_match = None if ahead.keyed is None else ahead.keyed.if_none_match
+        messages = None if prepared is None else self._messages(prepared, Tier.REDIS, scope, if_none_match)
         if prepared is None or messages is None:
             return None
         counts = known.counts
@@ -416,19 +427,28 @@ class CacheMiddleware:
         if policy.shadow is not None and policy.op in cache.shadows.distrusted:
             await self._bypass(request, Bypass.DISTRUSTED)
             return
-        watched = self._watched[request.index]
-        fields = [pair for pair in scope["headers"] if pair[0] in watched]
-        keyed = self._headers.read(method, fields, policy)
+        ahead, watched = request.ahead, self._watched[request.index]
+        keyed: Keyed | Bypass | None = None
+        if ahead is not None:
+            keyed, fields = ahead.keyed, ahead.fields
+        else:
+            fields = tuple([pair for pair in scope["headers"] if pair[0] in watched])
+        if keyed is None:
+            keyed = self._headers.read(method, fields, policy)
         if isinstance(keyed, Bypass):
             await self._bypass(request, keyed)
             return
         request.if_none_match = keyed.if_none_match
+        request.conditional = keyed.conditional or keyed.if_none_match is not None
         if method in _WITH_BODY:
             request.body = await self._read_body(request)
             if request.body is None:
                 await self._bypass(request, Bypass.BODY)
                 return
-        raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
+        if ahead is not None and keyed.fields == ahead.raw[-1] and request.principal == ahead.raw[2]:
+            raw = ahead.raw
+        else:
+            raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
         if request.body:
             raw = (*raw, _digest(request.body))
         first = cache.entries.at_hand
@@ -444,6 +464,8 @@ class CacheMiddleware:
             await self._look(request, keyed, raw)
         finally:
             request.give_back()
+            if request.key is not None and request.refreshing is None:
+                self._note(request, keyed)
 
     async def _look(self, request: _Request, keyed: Keyed, raw: Raw) -> None:
         """Build the key, ask the store, and serve or compute."""
@@ -471,14 +493,13 @@ class CacheMiddleware:
         request.counts = cache.counts.of(request.tenant, policy.op)
         asked = request.key = key
         refreshing = request.refreshing = scope.get(REFRESH)
-        if refreshing is None:
-            self._note(request, keyed)
-        elif refreshing.tenant != request.tenant:
-            return
-        elif refreshing.shadow is not None:
-            refreshing.key = key
-            await self._compute(request, refreshing.shadow)
-            return
+        if refreshing is not None:
+            if refreshing.tenant != request.tenant:
+                return
+            if refreshing.shadow is not None:
+                refreshing.key = key
+                await self._compute(request, refreshing.shadow)
+                return
         first = cache.entries.at_hand
         stale_for = max(self._revalidate[request.index], self._on_error[request.index]) if refreshing is None else 0.0
         followed = waits = 0
@@ -1024,7 +1045,6 @@ class CacheMiddleware:
         span, counts, refreshing = request.span, request.counts, request.refreshing
         keyed, max_body, watched = self._keyed[index], self._max_body[index], self._watched[index]
         began = time.perf_counter()
-        admitted = cache.admission.admits(key.name)
         turn, request.turn = request.turn, None
         quotas = cache.entries.quotas
         over = quotas is not None and quotas.is_over(key.tenant)
@@ -1043,7 +1063,7 @@ class CacheMiddleware:
                 return NotStoredReason.TAGS
             if cache.emitter.hears(Filled):
                 cache.emitter.emit(Filled(policy.op, key.tenant, time.perf_counter() - began, fill.followers))
-            if not admitted:
+            if not cache.admission.admits(key.name):
                 cache.emitter.emit(NotStored(policy.op, key.tenant, NotStoredReason.ADMISSION, key.hash))
                 return NotStoredReason.ADMISSION
             if span is not None and span.filling:
@@ -1070,10 +1090,11 @@ class CacheMiddleware:
                 cache.flights.remember_alone(key)
             cache.emitter.emit(NotStored(policy.op, key.tenant, outcome.reason, key.hash))
 
+        encoded = policy.compress and b"accept-encoding" not in watched
         token = current.set(key.tenant)  # the app runs in a task, which takes a copy of the context
         fill = Fill(
             app=self.app,
-            scope=_for_all(request.scope, encoded=policy.compress and b"accept-encoding" not in watched),
+            scope=_for_all(request.scope, encoded=encoded) if encoded or request.conditional else request.scope,
             receive=request.client,
             body=request.body,
             ttl=jittered(request.ttl, policy.jitter, random.random()),  # noqa: S311 - no secret

@@ -45,7 +45,10 @@ def values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> Iterator[byte
 
 def first(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """Return the first value of a field, or None."""
-    return next(values(headers, name), None)
+    for field, value in headers:
+        if field.lower() == name:
+            return value
+    return None
 
 
 def members(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> Iterator[bytes]:

@@ -53,6 +53,15 @@ _FITS: Final[Mapping[object, Callable[[Sequence[Any], object], bool]]] = {
 }
 
 
+def all_fit(commands: Sequence[Sequence[Any]], replies: Sequence[object]) -> bool:
+    """Whether each is an answer to its command, and none an error."""
+    for command, reply in zip(commands, replies, strict=True):
+        check = _FITS.get(command[0])
+        if isinstance(reply, Exception) if check is None else not check(command, reply):
+            return False
+    return True
+
+
 def fits(command: Sequence[Any], reply: object) -> bool:
     """Whether this can be the answer to a command, as far as that can be told from its form."""
     check = _FITS.get(command[0])

@@ -480,22 +480,32 @@ class Lane:
 
     async def _read(self, connection: AbstractConnection, sent: deque[Asked]) -> NoReturn:
         while True:
-            self._take(sent, await _answer(connection))
+            answer = await _answer(connection)
+            self._take(sent, [answer], isinstance(answer, Exception))
 
-    def _take(self, sent: deque[Asked], reply: Any) -> None:
-        """Give an answer to whoever asked first of those that have none."""
-        if not sent:
-            raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
-        request = sent[0]
-        replies = request.replies
-        replies.append(reply)
-        if isinstance(reply, Exception) and isinstance(reply, _MISPLACED):
-            request.misplaced = True
-        if len(replies) < request.count:
-            return
-        sent.popleft()
+    def _take(self, sent: deque[Asked], answers: list[Any], errors: bool) -> None:
+        """Give answers, of which some may be `errors`, to whoever asked first of those that have none."""
+        place, number = 0, len(answers)
+        while place < number:
+            if not sent:
+                raise StoreUnavailable("connection", "the server sent an answer that nobody asked for")
+            request = sent[0]
+            end = place + request.count - len(request.replies)
+            some = answers if place == 0 and end == number else answers[place:end]
+            place = end
+            if request.replies:
+                request.replies += some
+            else:
+                request.replies = some
+            if errors and any(isinstance(answer, _MISPLACED) for answer in some):
+                request.misplaced = True
+            if end <= number:
+                sent.popleft()
+                self._answered(request)
+
+    def _answered(self, request: Asked) -> None:
         if request.history:
-            self._epoch = self._epoch_reader.of(replies)
+            self._epoch = self._epoch_reader.of(request.replies)
             now = asyncio.get_running_loop().time()
             self._took(now - request.sent_at, now)
         else:

@@ -18,7 +18,7 @@ from redis.exceptions import AskError
 from nexcache.ending import end
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.invalidation.view import boottime
-from nexcache.stores.answers import fits
+from nexcache.stores.answers import all_fit, fits
 from nexcache.stores.base import (
     SENTINEL,
     Capture,
@@ -627,14 +627,8 @@ class RedisStore(RedisCommands):
         lane = self._lanes[0 if waited_for else 1]
         try:
             replies, epoch = await lane.execute(commands, deadline=deadline, on_sent=on_sent, repeatable=repeatable)
-            for index, reply in enumerate(replies):
-                if isinstance(reply, Exception):
-                    if index not in optional:
-                        raise self._fault(reply, replies, optional)
-                elif not fits(commands[index], reply):
-                    error = StoreUnavailable("connection", "an answer was not one to what was asked")
-                    lane.drop(error)  # bytes were lost or changed: nor is what follows the answer to anything
-                    raise error
+            if not all_fit(commands, replies):
+                self._look_at(lane, commands, replies, optional)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed(operation, lane, error)
             raise
@@ -645,6 +639,19 @@ class RedisStore(RedisCommands):
         return replies, epoch
 
     call = _call
+
+    def _look_at(
+        self, lane: Lane, commands: Sequence[Command], replies: Sequence[Any], optional: Collection[int]
+    ) -> None:
+        """Raise for an error that is not `optional`, and for what is no answer to its command."""
+        for index, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                if index not in optional:
+                    raise self._fault(reply, replies, optional)
+            elif not fits(commands[index], reply):
+                error = StoreUnavailable("connection", "an answer was not one to what was asked")
+                lane.drop(error)  # bytes were lost or changed: nor is what follows the answer to anything
+                raise error
 
     def _failed(self, operation: str, lane: Lane, error: StoreUnavailable | StoreRefused) -> None:
         self._emitter.emit(BackendFailed(operation, error.kind))

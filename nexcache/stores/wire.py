@@ -7,7 +7,7 @@ write.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
@@ -20,15 +20,16 @@ from redis.exceptions import (
 
 ANSWERS: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 """Errors that are a server's answer to one command."""
-_OF_THE_PROTOCOL: Final = (list, bytes, int, type(None), Exception)
+_PLAIN: Final = frozenset((list, bytes, int, type(None)))
+"""What answers are that are no errors."""
+Take: TypeAlias = Callable[[list[Any], bool], None]
+"""Takes the answers that have come, and whether errors are among them."""
 
 
 class Wire(asyncio.Protocol):
-    """Gives every answer to `take` as it comes, and the reason why there are no more to `ended`."""
+    """Gives the answers to `take` as they come, and the reason why there are no more to `ended`."""
 
-    def __init__(
-        self, transport: asyncio.Transport, parser: Any, before: asyncio.BaseProtocol, take: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, parser: Any, before: asyncio.BaseProtocol, take: Take) -> None:
         self._transport = transport
         self._feed = parser.feed
         self._gets = parser.gets
@@ -40,7 +41,7 @@ class Wire(asyncio.Protocol):
         self.on_resume: Callable[[], None] = lambda: None
 
     @classmethod
-    def over(cls, connection: AbstractConnection, take: Callable[[Any], None]) -> "Wire | None":
+    def over(cls, connection: AbstractConnection, take: Take) -> "Wire | None":
         """Take over the socket of a connection on which nothing is under way; None where it is not one of hiredis."""
         held: Any = connection
         parser: Any = getattr(getattr(held, "_parser", None), "_reader", None)
@@ -66,15 +67,26 @@ class Wire(asyncio.Protocol):
         """Take the answers out of what has come."""
         if self.ended.done():
             return
-        gets, take = self._gets, self._take
+        gets, answers, errors = self._gets, list[Any](), False
+        ending: Exception | None = None
         try:
             self._feed(data)
-            while (kind := type(reply := gets(False))) is list or isinstance(reply, _OF_THE_PROTOCOL):
-                if kind is not list and isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
-                    raise reply  # noqa: TRY301 - as the client would
-                take(reply)
+            while type(reply := gets(False)) in _PLAIN or isinstance(reply, Exception):
+                if isinstance(reply, Exception):
+                    errors = True
+                    if isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
+                        ending = reply  # as it would be to the client
+                        break
+                answers.append(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing on this socket can be relied on
-            self.fail(error)
+            ending = error
+        try:
+            if answers:
+                self._take(answers, errors)
+        except Exception as error:  # noqa: BLE001 - as above
+            ending = error
+        if ending is not None:
+            self.fail(ending)
 
     def pause_writing(self) -> None:
         """Note that the socket takes nothing more."""

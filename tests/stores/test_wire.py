@@ -58,7 +58,7 @@ class Connection:
 
 
 def wire_of(connection: Any, taken: list[Any]) -> Wire:
-    wire = Wire.over(connection, taken.append)
+    wire = Wire.over(connection, lambda answers, _: taken.extend(answers))
     assert wire is not None
     return wire
 
@@ -97,7 +97,7 @@ async def test_what_is_no_answer_at_all_ends_it() -> None:
 
 
 async def test_whoever_takes_an_answer_and_fails_ends_it() -> None:
-    def refuse(_: Any) -> None:
+    def refuse(_: Any, __: bool) -> None:
         raise Lost("nobody asked")
 
     wire = Wire.over(Connection(), refuse)  # type: ignore[arg-type]
@@ -136,4 +136,4 @@ async def test_it_says_when_the_socket_takes_more_again() -> None:
 
 @pytest.mark.parametrize("connection", [object(), Connection(buffered=b"+OK\r\n")])
 async def test_a_connection_of_another_kind_or_with_answers_waiting_is_left_to_the_client(connection: Any) -> None:
-    assert Wire.over(connection, lambda _: None) is None
+    assert Wire.over(connection, lambda _, __: None) is None
