@@ -445,7 +445,7 @@ class CacheMiddleware:
             if request.body is None:
                 await self._bypass(request, Bypass.BODY)
                 return
-        if ahead is not None and keyed.fields == ahead.raw[-1] and request.principal == ahead.raw[2]:
+        if ahead is not None and request.principal is principal and (ahead.keyed or keyed.fields == ahead.fields):
             raw = ahead.raw
         else:
             raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
