@@ -7,10 +7,12 @@ Messages may be lost, late, repeated or out of order; a barrier too many costs o
 import asyncio
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import msgpack
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
@@ -18,7 +20,9 @@ from nexcache.ending import end
 from nexcache.errors import StoreError
 from nexcache.invalidation.view import View
 from nexcache.stores.door import Door
+from nexcache.stores.faults import classify
 from nexcache.stores.redis import EVENTS
+from nexcache.stores.wire import Wire
 from nexcache.telemetry.events import BackplaneChanged, Emitter
 
 _ACKS: Final = b"nexarch:@acks:"
@@ -145,6 +149,10 @@ class Backplane:
                 await connection.read_response(timeout=math.inf)
         self.lost = False
         self._changed(connected=True)
+        heard = _Heard()
+        wire = Wire.over(connection, heard.take)
+        if wire is not None:
+            await self._hear(wire, heard)
         while True:
             try:
                 async with asyncio.timeout(_HEARTBEAT):
@@ -153,11 +161,24 @@ class Backplane:
                 async with asyncio.timeout(_PULSE):
                     await connection.send_command("PING", check_health=False)
                     reply = await connection.read_response(timeout=math.inf)
-            match reply:
-                case [b"message", bytes(channel), bytes(payload)]:
-                    await self._received(channel, payload)
-                case _:
-                    continue
+            await self._take(reply)
+
+    async def _hear(self, wire: Wire, heard: "_Heard") -> NoReturn:
+        """Take what comes as it comes; raises for why no more does."""
+        wire.ended.add_done_callback(heard.wake)
+        wire.data_received(b"")  # what came right behind the subscription
+        while True:
+            while heard.replies:
+                await self._take(heard.replies.popleft())
+            if not await heard.something(_HEARTBEAT, wire):
+                wire.write(bytes(pack_command(("PING",))))
+                if not await heard.something(_PULSE, wire):
+                    raise TimeoutError
+
+    async def _take(self, reply: object) -> None:
+        match reply:
+            case [b"message", bytes(channel), bytes(payload)]:
+                await self._received(channel, payload)
 
     async def _received(self, channel: bytes, payload: bytes) -> None:
         message = _unpacked(payload)
@@ -187,6 +208,38 @@ class Backplane:
         if connected != self.connected:
             self.connected = connected
             self._emitter.emit(BackplaneChanged(connected))
+
+
+class _Heard:
+    """What the server has said and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.replies: deque[object] = deque()
+        self._news: asyncio.Future[None] | None = None
+
+    def take(self, replies: list[Any], _errors: bool) -> None:
+        """Keep it for whoever waits."""
+        self.replies += replies
+        self.wake()
+
+    def wake(self, _: object = None) -> None:
+        """Have whoever waits look again."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def something(self, seconds: float, wire: Wire) -> bool:
+        """Wait until there is something; False: there was nothing for so long. Raises for why no more comes."""
+        if not self.replies and not wire.ended.done():
+            loop = asyncio.get_running_loop()
+            self._news = loop.create_future()
+            timer = loop.call_later(seconds, self.wake)
+            try:
+                await self._news
+            finally:
+                timer.cancel()
+        if not self.replies and wire.ended.done():
+            raise classify(wire.ended.result())
+        return bool(self.replies)
 
 
 def _unpacked(payload: bytes) -> Any:

@@ -10,6 +10,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -236,29 +237,57 @@ class RedisCommands(ABC):
         """Register an operation, create missing tokens, read all of them, and read the registry back.
 
         The registry is read last: had it been lost and rebuilt by others in between, the operation's absence
-        shows that a glob would not have found it.
+        shows that a glob would not have found it. Who asks for a lease has just read the generations: where all is
+        there, nothing is registered or created.
         """
-        commands: list[Command] = [("SADD", registry, operation), ("TIME",)]
-        commands += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
+        leased, tokens = False, (registry, *keys)
+        if lease is not None:
+            found, left = await self._captured(
+                (), keys, (registry, operation), deadline=deadline, on_sent=on_sent, lease=lease
+            )
+            if found.complete and found.registered and None not in found.tokens:
+                await self._extend(tokens, left, ttl_ms=ttl_ms, deadline=deadline)
+                return found
+            leased, on_sent = found.leased, None
+        creating: list[Command] = [("SADD", registry, operation)]
+        creating += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
+        found, left = await self._captured(
+            creating, keys, (registry, operation), deadline=deadline, on_sent=on_sent, lease=None
+        )
+        if found.complete and found.registered:
+            await self._extend(tokens, left, ttl_ms=ttl_ms, deadline=deadline)
+        return replace(found, leased=leased)
+
+    async def _captured(
+        self,
+        creating: Sequence[Command],
+        keys: Sequence[bytes],
+        registered_as: tuple[bytes, bytes],
+        *,
+        deadline: float | None,
+        on_sent: Callable[[], None] | None,
+        lease: LeaseOffer | None,
+    ) -> tuple[Capture, Sequence[int]]:
+        """Do what a capture does, in one breath; returns also for how long each token will live, the registry first."""
+        registry, operation = registered_as
+        commands: list[Command] = [*creating, ("TIME",)]
         commands += [("PTTL", key) for key in (registry, *keys)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
         if lease is not None:
             commands.append(("SET", lease.name, lease.token, "NX", "PX", lease.ttl_ms))
         sent = _Sent(self._clock, on_sent)
         replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
-        leased = lease is not None and replies.pop() is not None
-        tokens, (complete, registered) = replies[-2:]
-        if complete and registered:
-            await self._extend((registry, *keys), replies[2 + len(keys) : -2], ttl_ms=ttl_ms, deadline=deadline)
-        return Capture(
+        clock, *left, tokens, (complete, registered) = replies[len(creating) : len(commands) - (lease is not None)]
+        found = Capture(
             tokens,
             epoch,
             complete=bool(complete),
             registered=bool(registered),
             sent_at=sent.at,
-            leased=leased,
-            now=_milliseconds(replies[1]),
+            leased=lease is not None and replies[-1] is not None,
+            now=_milliseconds(clock),
         )
+        return found, left
 
     async def _extend(
         self, keys: Sequence[bytes], remaining: Sequence[int], *, ttl_ms: int, deadline: float | None

@@ -71,8 +71,11 @@ class Wire(asyncio.Protocol):
         ending: Exception | None = None
         try:
             self._feed(data)
-            while type(reply := gets(False)) in _PLAIN or isinstance(reply, Exception):
-                if isinstance(reply, Exception):
+            while True:
+                reply = gets(False)
+                if type(reply) not in _PLAIN:
+                    if not isinstance(reply, Exception):
+                        break
                     errors = True
                     if isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
                         ending = reply  # as it would be to the client

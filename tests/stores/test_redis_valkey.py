@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
-from nexcache.stores.base import SENTINEL, Store
+from nexcache.stores.base import SENTINEL, LeaseOffer, Store
 from nexcache.stores.faults import classify
 from nexcache.stores.redis import EVENTS, RedisStore, Target
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter, Event
@@ -615,6 +615,41 @@ async def test_a_registry_rebuilt_by_another_node_in_the_middle_of_a_capture_lac
         captured = await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000)
 
     assert (captured.complete, captured.registered) == (True, False)
+
+
+_OFFER = LeaseOffer(b"nexarch:acme:o:1:l:1", b"mine", 60_000)
+
+
+async def test_a_capture_of_what_is_all_there_creates_nothing(server: Valkey, make: Made) -> None:
+    store = make(server)
+    await store.restore_sentinel(REGISTRY, TENANT, ttl_ms=60_000)
+    await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000)
+    there = (await store.read(TOKENS)).values
+    before = server.calls()
+
+    captured = await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000, lease=_OFFER)
+
+    assert (captured.tokens, captured.complete, captured.registered, captured.leased) == (there, True, True, True)
+    after = server.calls()
+    assert after["sadd"] == before["sadd"]
+    assert after["set"] == before["set"] + 1  # the lease
+
+
+@pytest.mark.parametrize("gone", [(b"UNLINK", TOKENS[-1]), (b"SREM", REGISTRY, b"o"), (b"UNLINK", REGISTRY)])
+async def test_a_capture_with_a_lease_creates_what_is_not_there_and_keeps_the_lease(
+    server: Valkey, make: Made, gone: tuple[bytes, ...]
+) -> None:
+    store = make(server)
+    await store.restore_sentinel(REGISTRY, TENANT, ttl_ms=60_000)
+    await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000)
+    server.ask(*gone)
+
+    captured = await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000, lease=_OFFER)
+
+    assert None not in captured.tokens
+    assert (captured.complete, captured.registered, captured.leased) == (gone[-1] != REGISTRY, True, True)
+    again = await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000, lease=_OFFER)
+    assert not again.leased
 
 
 async def test_a_registry_never_stays_without_an_expiry(server: Valkey, make: Made) -> None:
