@@ -211,9 +211,9 @@ class ApiKeys:
 
     def identify(self, scope: Scope) -> ApiKey | None:
         """Return the key that the request carries, if it is a known one that has not expired."""
-        found = None
+        found, fields = None, self._fields
         for name, value in scope["headers"]:
-            if name in self._fields:
+            if name in fields:
                 if found is not None:
                     return None
                 found = value

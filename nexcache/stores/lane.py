@@ -530,6 +530,7 @@ class Lane:
         sent.clear()
 
     def _fail_all(self, error: StoreError) -> None:
+        self._again = None
         for queue in (self._waiting, self._sent):
             while queue:
                 queue.popleft().fail(error)
@@ -550,6 +551,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         now = loop.time()
         error = StoreUnavailable("timeout", "the store did not answer in time")
+        self._again = None  # its time may be over: who joined it now would not be watched
         next_deadline = math.inf
         for request in (*self._sent, *self._waiting):
             if request.history or request.is_over:

@@ -1,6 +1,7 @@
 """The Redis store on a real server: the contract, the lane, and the server's refusals."""
 
 import asyncio
+import math
 import random
 import socket
 import warnings
@@ -15,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.stores.base import SENTINEL, LeaseOffer, Store
 from nexcache.stores.faults import classify
+from nexcache.stores.lane import Before
 from nexcache.stores.redis import EVENTS, RedisStore, Target
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter, Event
 from nexcache.testing import KEY, REGISTRY, TENANT, TOKENS, StoreContract
@@ -615,6 +617,54 @@ async def test_a_registry_rebuilt_by_another_node_in_the_middle_of_a_capture_lac
         captured = await store.capture(TOKENS, registry=REGISTRY, operation=b"o", ttl_ms=60_000)
 
     assert (captured.complete, captured.registered) == (True, False)
+
+
+async def _before(store: RedisStore, server: Valkey) -> Before:
+    server.ask("MSET", b"nexarch:acme:o:1", b"value", TENANT, b"token")
+    read = await store.read((b"nexarch:acme:o:1", TENANT))
+    return store.before((b"nexarch:acme:o:1", TENANT), read.values, read.epoch)
+
+
+async def test_what_was_read_before_is_asked_for_together_and_each_is_told(server: Valkey, make: Made) -> None:
+    store = make(server)
+    same = await _before(store, server)
+    other = store.before((b"nexarch:acme:o:1", TENANT), [b"value", b"another token"], same.epoch)
+    gone = store.before((b"nexarch:acme:o:2", TENANT), [b"value", b"token"], same.epoch)
+    moved = store.before((b"nexarch:acme:o:1", TENANT), [b"value", b"token"], b"of another history")
+
+    asked = [store.read_again(each, math.inf) for each in (same, other, same, gone, moved)]
+
+    assert [await each[0] for each in asked if each is not None] == [True, False, True, False, False]
+    assert len({id(each[1]) for each in asked if each is not None}) == 1
+
+
+async def test_who_asks_again_after_the_connection_was_given_up_is_not_forgotten(server: Valkey, make: Made) -> None:
+    store = make(server)
+    before = await _before(store, server)
+    lost = store.read_again(before, math.inf)
+
+    store._lanes[0].drop()
+    asked = store.read_again(before, math.inf)
+
+    assert lost is not None
+    assert asked is not None
+    with pytest.raises(StoreUnavailable):
+        await lost[0]
+    assert await asyncio.wait_for(asked[0], 5)
+
+
+async def test_who_asks_again_is_told_when_the_server_is_silent(server: Valkey, make: Made) -> None:
+    store = make(server, timeout=0.05)
+    before = await _before(store, server)
+    server.pause()
+    try:
+        for _ in range(3):
+            asked = store.read_again(before, math.inf)
+            assert asked is not None
+            with pytest.raises(StoreUnavailable):
+                await asyncio.wait_for(asked[0], 5)
+    finally:
+        server.resume()
 
 
 _OFFER = LeaseOffer(b"nexarch:acme:o:1:l:1", b"mine", 60_000)
