@@ -270,14 +270,13 @@ class RedisCommands(ABC):
     ) -> tuple[Capture, Sequence[int]]:
         """Do what a capture does, in one breath; returns also for how long each token will live, the registry first."""
         registry, operation = registered_as
-        commands: list[Command] = [*creating, ("TIME",)]
-        commands += [("PTTL", key) for key in (registry, *keys)]
+        commands: list[Command] = [*creating, *[("PTTL", key) for key in (registry, *keys)], ("TIME",)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
         if lease is not None:
             commands.append(("SET", lease.name, lease.token, "NX", "PX", lease.ttl_ms))
         sent = _Sent(self._clock, on_sent)
         replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
-        clock, *left, tokens, (complete, registered) = replies[len(creating) : len(commands) - (lease is not None)]
+        *left, clock, tokens, (complete, registered) = replies[len(creating) : len(commands) - (lease is not None)]
         found = Capture(
             tokens,
             epoch,
