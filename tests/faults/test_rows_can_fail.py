@@ -16,6 +16,7 @@ from nexcache.rate_limit import Decision, RateLimit
 from nexcache.sessions import Session, Sessions
 from nexcache.stores.codec import Codec
 from nexcache.telemetry.events import Emitter, Event
+from nexcache.telemetry.names import Result, Tier
 from tests.faults.rows import Place, Row, Seen
 from tests.faults.table import rows
 from tests.model.mutants import ALL
@@ -100,7 +101,12 @@ def _listeners_may_fail_what_they_hear(patch: pytest.MonkeyPatch) -> None:
         for listener in self._listeners.get(type(event), ()):
             listener(event)
 
+    def looked_up(self: Emitter, _operation: str, result: Result, tier: Tier, seconds: float) -> None:
+        for timer in self._timers:
+            timer(result + tier, seconds)
+
     patch.setattr(Emitter, "emit", emit)
+    patch.setattr(Emitter, "looked_up", looked_up)
 
 
 @pytest.mark.parametrize(
