@@ -468,7 +468,7 @@ class Local:
     def capture(self, key: CacheKey) -> Snapshot:
         """Capture the generations of a key in this process."""
         snapshot = self._generations.capture_now(self._store, key)
-        return replace(snapshot, tier=self.memory.tier)
+        return snapshot if snapshot.tier is self.memory.tier else replace(snapshot, tier=self.memory.tier)
 
     def extend(self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot) -> tuple[bytes, ...] | None:
         """Read the generations of tags that became known only now; None if they may have changed meanwhile."""

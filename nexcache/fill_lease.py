@@ -29,6 +29,7 @@ LEASE_MS: Final = 1000
 _RENEWAL: Final = 0.3
 _HEARD_FOR: Final = 2.0
 """Seconds for which an announcement is remembered that came before anybody waited for it."""
+_MOST_TOLD: Final = 1000
 _FIRST_LOOK: Final = 0.025
 _SLOWEST_LOOK: Final = 0.25
 """Seconds between two looks at a lease where announcements are not heard."""
@@ -150,6 +151,8 @@ class FillLeases:
         self._waiting: dict[bytes, asyncio.Future[End]] = {}
         self._heard: Bounded[tuple[End, float]] = Bounded(max_bytes=4 * 1024 * 1024, max_entries=10_000, clock=clock)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[tuple[bytes, End], float] = {}
+        """What this node has announced, and when: it will hear of it like everybody."""
 
     async def capture(
         self,
@@ -171,12 +174,12 @@ class FillLeases:
         snapshot = await capture(offer)
         if snapshot.tier is not Tier.REDIS:
             return Captured(snapshot)
-        name = lease_name(key, snapshot.generations)
-        if offer is not None and offer.name == name:
-            leased = snapshot.leased
+        if offer is not None and known == snapshot.generations:
+            name, leased = offer.name, snapshot.leased
         else:
             if offer is not None and snapshot.leased:
                 self.give_back(offer, End.FAILED)
+            name = lease_name(key, snapshot.generations)
             offer = LeaseOffer(name, secrets.token_bytes(16), LEASE_MS)
             try:
                 leased = await self.store.acquire(name, offer.token, ttl_ms=LEASE_MS, deadline=deadline)
@@ -222,7 +225,10 @@ class FillLeases:
     def received(self, message: object) -> None:
         """Take a message of another node, if it is an announcement."""
         found = announced(message)
-        if found is not None:
+        if found is None:
+            return
+        told = self._told.pop(found, None)
+        if told is None or self._clock() - told >= _HEARD_FOR:  # else it was the first to know
             self.heard(*found)
 
     def heard(self, name: bytes, end: End) -> None:
@@ -235,6 +241,10 @@ class FillLeases:
     def give_back(self, offer: LeaseOffer, end: End) -> None:
         """Release a lease in the background, and tell all who wait for it."""
         self.heard(offer.name, end)
+        if self._connected():
+            self._told[offer.name, end] = self._clock()
+            if len(self._told) > _MOST_TOLD:  # it has not heard of them for long
+                self._told.clear()
         self.in_background(self._release(offer, end))
 
     def in_background(self, work: Awaitable[None]) -> None:
@@ -253,4 +263,4 @@ class FillLeases:
             message = bytes(msgpack.packb((2, offer.name, end.value)))
             await self.store.release(offer.name, offer.token, message=message)
         except StoreError:
-            pass  # it lapses
+            self._told.pop((offer.name, end), None)  # and the lease lapses

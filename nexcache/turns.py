@@ -5,7 +5,6 @@ not wait for ever: after a limit they go on, because a cache must never be the r
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Hashable
 from typing import Final
 
@@ -35,7 +34,7 @@ class _Queue:
     __slots__ = ("names", "waiting")
 
     def __init__(self) -> None:
-        self.names: Counter[Hashable] = Counter()
+        self.names: dict[Hashable, int] = {}
         self.waiting: dict[Hashable, list[asyncio.Future[Turn]]] = {}
 
 
@@ -61,7 +60,7 @@ class Turns:
             queue = self._queues[tenant] = _Queue()
         elif name not in queue.names and self._most != UNBOUNDED and len(queue.names) >= self._most:
             return None
-        queue.names[name] += 1
+        queue.names[name] = queue.names.get(name, 0) + 1
         return Turn(self, tenant, name)
 
     async def wait(self, tenant: str, name: Hashable, limit: float) -> Turn | None:
@@ -95,7 +94,7 @@ class Turns:
         if queue.waiting:
             following = next(iter(queue.waiting))
             for each in queue.waiting.pop(following):
-                queue.names[following] += 1
+                queue.names[following] = queue.names.get(following, 0) + 1
                 each.set_result(Turn(self, tenant, following))
         elif not queue.names:
             del self._queues[tenant]

@@ -141,6 +141,31 @@ async def test_all_who_wait_are_told_at_once_and_nobody_asks_the_store() -> None
     assert store.asked == 0
 
 
+async def test_what_a_node_has_announced_is_no_news_to_it_and_what_another_does_is() -> None:
+    clock = FakeClock()
+    leases = FillLeases(Kept(), connected=lambda: True, clock=clock)
+    leases.give_back(LeaseOffer(NAME, b"mine", 1000), End.OVER)
+    at = clock.now
+    clock.advance(0.001)
+    leases.received([2, NAME, "over"])
+    assert leases._heard.peek(NAME) == (End.OVER, at)
+
+    leases.received([2, NAME, "over"])
+    assert leases._heard.peek(NAME) == (End.OVER, clock.now)
+    await leases.aclose()
+
+
+async def test_an_announcement_that_was_lost_hides_no_later_one() -> None:
+    clock = FakeClock()
+    leases = FillLeases(Kept(), connected=lambda: True, clock=clock)
+    leases.give_back(LeaseOffer(NAME, b"mine", 1000), End.OVER)
+    clock.advance(3.0)
+    leases.received([2, NAME, "over"])
+
+    assert leases._heard.peek(NAME) == (End.OVER, clock.now)
+    await leases.aclose()
+
+
 @pytest.mark.parametrize("store", [Kept(left=0.0), Kept(away=True)], ids=["lapsed", "store away"])
 async def test_without_announcements_the_lease_is_looked_at(store: Kept) -> None:
     leases = FillLeases(store, connected=lambda: False)

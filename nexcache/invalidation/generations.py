@@ -8,7 +8,7 @@ that a restart or a failover revives nothing.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from nexcache.errors import StoreUnavailable
@@ -93,8 +93,8 @@ class Generations:
             on_sent, lease, leased = None, None, leased or captured.leased
             if self._observe is not None:
                 self._observe(tokens, Reading(captured.tokens, captured.epoch, captured.sent_at))
-            if (snapshot := _snapshot(self._store.tier, captured)) is not None:
-                return replace(snapshot, leased=leased)
+            if (snapshot := _snapshot(self._store.tier, captured, leased=leased)) is not None:
+                return snapshot
             if not captured.complete:
                 await self._restore(key.tenant, registry, tokens[0], deadline)
             absent = [name for name, token in zip(tokens, captured.tokens, strict=True) if token is None]
@@ -177,9 +177,11 @@ def _same(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
     return known[:-1] if len(known) == len(found) and known[-1] == snapshot.any else None
 
 
-def _snapshot(tier: Tier, captured: Capture) -> Snapshot | None:
+def _snapshot(tier: Tier, captured: Capture, *, leased: bool = False) -> Snapshot | None:
     if not (captured.complete and captured.registered):
         return None
-    current = [seen(token, captured.epoch) for token in captured.tokens]
-    known = tuple(token for token in current if token is not None)
-    return Snapshot(tier, known[:-1], known[-1], captured=captured.now) if len(known) == len(current) else None
+    epoch = captured.epoch
+    known = tuple([token + epoch for token in captured.tokens if token is not None])
+    if len(known) < len(captured.tokens):
+        return None
+    return Snapshot(tier, known[:-1], known[-1], leased, captured.now)
