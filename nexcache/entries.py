@@ -4,6 +4,7 @@ Without a store the memory is the cache. With one, the memory is only the fallba
 it then serves what this process itself has filled, for a short time, under generations of its own.
 """
 
+import asyncio
 import math
 import random
 import time
@@ -489,7 +490,9 @@ class ReadsAgain(Protocol):
     def before(self, keys: Sequence[bytes], values: Sequence[bytes | None], epoch: bytes) -> Any:
         """Write down what was read of an entry and its generations."""
 
-    def read_again(self, before: Any, deadline: float) -> tuple[Awaitable[bool], Any] | None:
+    def read_again(
+        self, before: Any, loop: asyncio.AbstractEventLoop, deadline: float
+    ) -> tuple[Awaitable[bool], Any] | None:
         """Ask whether that is still so, in the same history; None: read it whole.
 
         The first of what it returns may raise StoreError. The second stands for the command, and tells as `sent`
@@ -787,8 +790,11 @@ class Entries:
             known.key, known.prepared, known.held = read.key, found.prepared, len(read.reply[0] or b"")
             known.before = self._again.before((read.key.name, *read.key.generations), read.reply, read.epoch)
 
-    async def read_again(self, known: Known, *, deadline: float) -> bool:
-        """Ask the store whether it still says what it said of a known request; False: look it up."""
+    async def read_again(self, known: Known, loop: asyncio.AbstractEventLoop, deadline: float) -> bool:
+        """Ask the store whether it still says what it said of a known request; False: look it up.
+
+        `loop` is the running one, which is not asked for again: that is a system call each time.
+        """
         again, invalidations, before, under_way = self._again, self._invalidations, known.before, known.under_way
         failures = invalidations.failures
         if again is None or before is None:
@@ -800,7 +806,7 @@ class Entries:
         if under_way is not None and not under_way.sent:  # they share a lookup
             return False
         started = time.perf_counter()
-        asked = again.read_again(before, deadline)
+        asked = again.read_again(before, loop, deadline)
         if asked is None:
             return False
         same, known.under_way = asked

@@ -306,8 +306,9 @@ class CacheMiddleware:
                 ahead, hit = hit, None
                 known = ahead.known
                 if known is not None:
-                    deadline = asyncio.get_running_loop().time() + cache.store_budget
-                    if await cache.entries.read_again(known, deadline=deadline):
+                    loop = asyncio.get_running_loop()
+                    deadline = loop.time() + cache.store_budget
+                    if await cache.entries.read_again(known, loop, deadline):
                         hit = self._in_store(known, ahead, matched, scope, started)
             if hit is not None:
                 await send(hit[0])

@@ -88,8 +88,8 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     said: list[bool] = []
     read_again = Entries.read_again
 
-    async def noted(self: Entries, known: Known, *, deadline: float) -> bool:
-        said.append(await read_again(self, known, deadline=deadline))
+    async def noted(self: Entries, known: Known, loop: asyncio.AbstractEventLoop, deadline: float) -> bool:
+        said.append(await read_again(self, known, loop, deadline))
         return said[-1]
 
     monkeypatch.setattr(Entries, "read_again", noted)

@@ -264,13 +264,14 @@ class Lane:
         self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
         return await future
 
-    def read_again(self, before: Before, deadline: float) -> "tuple[asyncio.Future[bool], Again] | None":
+    def read_again(
+        self, before: Before, loop: asyncio.AbstractEventLoop, deadline: float
+    ) -> "tuple[asyncio.Future[bool], Again] | None":
         """Ask whether what was read before is still so, and leave the waiting to the caller.
 
         What is asked in one turn of the event loop leaves together. None where the server has refused to say that.
         Raises as `execute` does; so does the future.
         """
-        loop = asyncio.get_running_loop()
         now = loop.time()
         if now < self._refused_again_until:
             return None

@@ -694,14 +694,16 @@ class RedisStore(RedisCommands):
         """Write down what was read of an entry and its generations, so that it can be read again at once."""
         return Before(keys, values, epoch)
 
-    def read_again(self, before: Before, deadline: float) -> "tuple[asyncio.Future[bool], Again] | None":
+    def read_again(
+        self, before: Before, loop: asyncio.AbstractEventLoop, deadline: float
+    ) -> "tuple[asyncio.Future[bool], Again] | None":
         """Ask whether that is still so; None where it is to be read whole, or cannot be."""
-        if asyncio.get_running_loop() is not self._loop:
+        if loop is not self._loop:
             self._on_this_loop()
         if self._breaker.circuit is Circuit.OPEN:
             return None
         try:
-            return self._lanes[0].read_again(before, deadline)
+            return self._lanes[0].read_again(before, loop, deadline)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed("get", self._lanes[0], error)
             return None

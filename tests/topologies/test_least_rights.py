@@ -59,7 +59,8 @@ async def exercise(url: str) -> None:
     await node.redis.peek_many([key.name], longest=1000)
     if (again := node.redis.again) is not None:
         read = await again.read((key.name, *key.generations))
-        asked = again.read_again(again.before((key.name, *key.generations), read.values, read.epoch), math.inf)
+        before = again.before((key.name, *key.generations), read.values, read.epoch)
+        asked = again.read_again(before, asyncio.get_running_loop(), math.inf)
         assert asked is not None
         assert await asked[0]
     values = node.cache.tenant("acme")
