@@ -180,8 +180,8 @@ def _same(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
 def _snapshot(tier: Tier, captured: Capture, *, leased: bool = False) -> Snapshot | None:
     if not (captured.complete and captured.registered):
         return None
-    epoch = captured.epoch
-    known = tuple([token + epoch for token in captured.tokens if token is not None])
-    if len(known) < len(captured.tokens):
+    current = [seen(token, captured.epoch) for token in captured.tokens]
+    known = tuple([token for token in current if token is not None])
+    if len(known) < len(current):
         return None
     return Snapshot(tier, known[:-1], known[-1], leased, captured.now)
