@@ -139,7 +139,10 @@ async def test_two_apps_share_one_limit_in_the_store(redis_url: str) -> None:
 
 
 async def test_a_silent_store_delays_no_request_for_long(own_valkey: Valkey) -> None:
-    async with NexCache(Settings(redis_url=own_valkey.url, op_timeout_ms=500)) as cache, client(cache, "5/minute") as http:
+    async with (
+        NexCache(Settings(redis_url=own_valkey.url, op_timeout_ms=500)) as cache,
+        client(cache, "5/minute") as http,
+    ):
         await http.get("/")
         own_valkey.pause()
         try:
