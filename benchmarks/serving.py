@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -264,8 +264,7 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._ask()
 
     def data_received(self, data: bytes) -> None:
@@ -306,6 +305,8 @@ async def _load(port: int, seconds: float) -> float:
     answers, took = sum(client.answers for client in clients) - before, time.perf_counter() - began
     for client in clients:
         client.close()
+    if not answers:
+        raise RuntimeError("no request was answered")
     return answers / took
 
 
