@@ -32,8 +32,8 @@ _HEARTBEAT: Final = 0.15
 """Seconds of silence after which the server is asked whether it is still there."""
 _PULSE: Final = 0.3
 """Seconds for its answer: a server that does not answer is hung, and its silence means nothing."""
-_SLOWEST: Final = 5.0
-"""Seconds between attempts to connect, at most."""
+_SLOWEST: Final = 0.8
+"""Seconds between attempts to connect, at most: after an outage the memory is to be of use as soon as the store is."""
 
 
 class Confirmations:
