@@ -115,9 +115,10 @@ class Flights:
 
     def get(self, key: CacheKey, generations: tuple[bytes, ...] | None) -> Fill | Elsewhere | None:
         """Return the fill of this key that was started under these generations, if its answer may be shared."""
-        if generations is None:
+        if generations is None or not self._fills:
             return None
-        return self._fills.get((key.request, generations))
+        fill = self._fills.get((key.request, generations))
+        return None if isinstance(fill, Fill) and not fill.may_be_followed() else fill
 
     def add(self, key: CacheKey, snapshot: Snapshot, fill: Fill, *, shared: bool) -> None:
         """Register a fill, so that others may follow it until its answer is stored or known not to be shareable."""

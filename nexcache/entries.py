@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 from nexcache.errors import StoreError
@@ -59,7 +59,7 @@ class Currency(Protocol):
     def changes(self) -> int:
         """Rises with every change after which generations that were current may no longer be."""
 
-    def good_until(self, generations: Iterable[tuple[bytes, bytes]]) -> float | None:
+    def good_until(self, generations: Sequence[tuple[bytes, bytes]]) -> float | None:
         """Return until when (on the entries' clock) they may be relied on; 0 if one changed, None if not known."""
 
 
@@ -145,8 +145,7 @@ class Live(Prepared):
         return Entry(self.place[-PLACE:], self.response, self.basis.generations, self.captured)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A stored response that may be used."""
 
     prepared: Prepared
@@ -158,8 +157,7 @@ class Found:
     """What was read of it, where the same again means the same again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """What the store answered to a lookup, and what was asked for."""
 
     key: CacheKey
@@ -167,8 +165,7 @@ class Read:
     epoch: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(NamedTuple):
     """Nothing that may be used is stored."""
 
     tier: Tier
@@ -456,9 +453,7 @@ class Local:
             found = self.memory.stale(key)
         if found is not None and (found.stale is None or found.stale < stale_for):
             return found
-        tokens = [self._store.peek(generation) for generation in key.generations]
-        known = tuple(token for token in tokens if token is not None)
-        return Missing(self.memory.tier, known if len(known) == len(tokens) else None)
+        return Missing(self.memory.tier, None)  # what is under way is known by what is captured, which costs no more
 
     def inspect(self, key: CacheKey) -> Inspection:
         """Say what is held for a key, and change nothing."""
@@ -469,7 +464,7 @@ class Local:
     def capture(self, key: CacheKey) -> Snapshot:
         """Capture the generations of a key in this process."""
         snapshot = self._generations.capture_now(self._store, key)
-        return snapshot if snapshot.tier is self.memory.tier else replace(snapshot, tier=self.memory.tier)
+        return snapshot if snapshot.tier is self.memory.tier else snapshot._replace(tier=self.memory.tier)
 
     def extend(self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot) -> tuple[bytes, ...] | None:
         """Read the generations of tags that became known only now; None if they may have changed meanwhile."""
@@ -746,7 +741,7 @@ class Entries:
         """Return a key with all that its answer is known to depend on by now."""
         tags = [self._tags.generation(key.tenant, own) for own in key.tags]
         generations = (*key.generations[:2], *tags, *(self._remembered.of(key) or ()))
-        return key if generations == key.generations else replace(key, generations=generations)
+        return key if generations == key.generations else key._replace(generations=generations)
 
     async def recalled(self, key: CacheKey, *, deadline: float | None) -> CacheKey:
         """Return a key with what other nodes have learnt that its answer depends on; never raises for the store."""
@@ -754,7 +749,7 @@ class Entries:
             return key
         lifetime = self._shared.lifetime
         found = await self._remembered.recall(key, deadline=deadline, lifetime=lifetime)
-        return replace(key, generations=(*key.generations[: key.base], *found)) if found else key
+        return key._replace(generations=(*key.generations[: key.base], *found)) if found else key
 
     def named(self, key: CacheKey, tags: Sequence[str]) -> tuple[bytes, ...] | None:
         """Return the generations of tags that a response names beside those of its request; None: too many."""
@@ -897,7 +892,7 @@ class Entries:
                 return snapshot
         self._tags.used(key.tenant, key.generations, lifetime=self._local.lifetime)
         snapshot = self._local.capture(key)
-        return snapshot if self._shared is None or self._fallback_ttl > 0 else replace(snapshot, lost=True)
+        return snapshot if self._shared is None or self._fallback_ttl > 0 else snapshot._replace(lost=True)
 
     async def keep(
         self,

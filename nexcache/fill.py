@@ -13,14 +13,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope
 from nexcache.message import StoredResponse
-from nexcache.semantics.headers import end_to_end, first
+from nexcache.semantics.headers import end_to_end
 from nexcache.semantics.storing import Storable
 from nexcache.semantics.validation import entity_tag
 from nexcache.telemetry.names import NotStoredReason
@@ -29,11 +29,12 @@ _IN_FLIGHT: Final = 16
 """Messages that may wait for the client once nothing is stored."""
 _MOST_PIECES: Final = 8192
 """Messages that a stored body may have come in: smaller pieces cost more memory than they hold."""
+_ANEW: Final = frozenset((b"content-length", b"age"))
+"""Fields that are stored as they turn out, not as they were sent."""
 _HARMLESS: Final = frozenset(("http.response.debug", "http.response.early_hint", "http.response.push"))
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(NamedTuple):
     """The whole answer, as it may be stored and sent to others."""
 
     response: StoredResponse
@@ -82,6 +83,39 @@ class Fill:
     has left is ended.
     """
 
+    followers: int = 0
+    error: BaseException | None = None
+    """What the app raised."""
+    complete: StoredResponse | None = None
+    """The whole answer, once it is there."""
+    not_stored: NotStoredReason | None = None
+    """Why nothing is, or was, stored; None as long as that is open."""
+    refused: NotStoredReason | None = None
+    """Why it is known from the start that it will not be stored; others may have it all the same."""
+    finished: bool = False
+    """The last message of the answer was sent; the app may have more to do in the background."""
+    # of what every miss has, as much as possible is only made where somebody needs it
+    _outcome: "asyncio.Future[Outcome] | None" = None
+    _result: Outcome | None = None
+    _overdue: asyncio.TimerHandle | None = None
+    _headers: Headers | None = None
+    _status = 0
+    _announced: int | None = None
+    _trailers = False
+    _size = 0
+    _given = False
+    """The leader has its first message."""
+    _news: "asyncio.Future[None] | None" = None
+    _room: asyncio.Event | None = None
+    _asked = False
+    _direct = False
+    """App and client are connected directly."""
+    _on_direct: asyncio.Event | None = None
+    _detached = False
+    _released: Callable[[], None] | None = None
+    _settled: Callable[[Outcome], None] | None = None
+    _leave: asyncio.TimerHandle | None = None
+
     def __init__(
         self,
         *,
@@ -96,7 +130,7 @@ class Fill:
         hard_limit: float,
         decide: Decide,
         keep: Keep,
-        shareable: Callable[[StoredResponse], bool] = lambda _: True,
+        shareable: Callable[[StoredResponse], bool] | None = None,
         gave_up: Callable[[Unstorable | Failed], None],
         around: AbstractContextManager[None] | None = None,
         build: Build | None = None,
@@ -110,49 +144,47 @@ class Fill:
         self._keep = keep
         self._shareable = shareable
         self._gave_up = gave_up
-        self._around = around if around is not None else nullcontext()
+        self._around = around
         self._build = build if build is not None else partial(_stored, ttl=ttl, kept_on=kept_on)
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._began = loop.time()
+        self._soft_limit = soft_limit
         self._hard_limit = hard_limit
-        self.outcome: asyncio.Future[Outcome] = loop.create_future()
-        """What followers wait for. It comes before the end of the app where that takes too long."""
-        self.followers = 0
-        self.error: BaseException | None = None
-        """What the app raised."""
-        self.complete: StoredResponse | None = None
-        """The whole answer, once it is there."""
-        self.not_stored: NotStoredReason | None = None
-        """Why nothing is, or was, stored; None as long as that is open."""
-        self.refused: NotStoredReason | None = None
-        """Why it is known from the start that it will not be stored; others may have it all the same."""
-        self.finished: bool = False
-        """The last message of the answer was sent; the app may have more to do in the background."""
-        self._headers: Headers | None = None
-        self._status = 0
-        self._announced: int | None = None
-        self._trailers = False
         self._copied: list[bytes] | None = []
-        self._size = 0
         self._messages: deque[Message] = deque()
-        self._given = False
-        """The leader has its first message."""
-        self._news: asyncio.Future[None] | None = None
-        self._room = asyncio.Event()
-        self._asked = False
         self._unread = body is None
-        self._direct = asyncio.Event()
-        self._detached = False
-        self._released: Callable[[], None] | None = None
-        self._settled: Callable[[Outcome], None] | None = None
-        self._leave: asyncio.TimerHandle | None = None
-        self._overdue = loop.call_later(soft_limit, self._release, Overdue())
         self.task: asyncio.Task[None] = loop.create_task(self._run(), name="nexcache-fill")
 
     @property
     def started(self) -> bool:
         """Whether the answer has begun."""
         return self._headers is not None
+
+    # --- the followers' side -----------------------------------------------------------------------------
+
+    @property
+    def outcome(self) -> "asyncio.Future[Outcome]":
+        """What followers wait for. It comes before the end of the app where that takes too long."""
+        if self._outcome is None:
+            self._outcome = self._loop.create_future()
+            if self._result is not None:
+                self._outcome.set_result(self._result)
+            else:
+                self._overdue = self._loop.call_at(self._began + self._soft_limit, self._release, Overdue())
+        return self._outcome
+
+    def may_be_followed(self) -> bool:
+        """Whether others may wait for it; once it takes longer than they do, nobody else begins to."""
+        if self._loop.time() < self._began + self._soft_limit:
+            return True
+        self._release(Overdue())
+        return False
+
+    def _tell(self, outcome: Outcome) -> None:
+        if self._result is None:
+            self._result = outcome
+            if self._outcome is not None and not self._outcome.done():
+                self._outcome.set_result(outcome)
 
     # --- the leader's side -------------------------------------------------------------------------------
 
@@ -161,12 +193,12 @@ class Fill:
         while not self._messages:
             if self.finished or self.task.done():
                 return None
-            self._news = asyncio.get_running_loop().create_future()
+            self._news = self._loop.create_future()
             await self._news
             self._news = None
         message = self._messages.popleft()
         self._given = True
-        if len(self._messages) < _IN_FLIGHT:
+        if self._room is not None and len(self._messages) < _IN_FLIGHT:
             self._room.set()
         return message
 
@@ -199,8 +231,11 @@ class Fill:
 
     async def _run(self) -> None:
         try:
-            with self._around:
+            if self._around is None:
                 await self._app(self._scope, self._receive, self._send)
+            else:
+                with self._around:
+                    await self._app(self._scope, self._receive, self._send)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the leader raises it again
             self.error = error
             if self._detached and not isinstance(error, asyncio.CancelledError):
@@ -210,7 +245,7 @@ class Fill:
                 self._give_up(NotStoredReason.TRUNCATED if self.error is None else NotStoredReason.FAILED)
             self._release(Failed(NotStoredReason.TRUNCATED))
             self._settle(Failed(NotStoredReason.TRUNCATED))
-            self._direct.set()
+            self._connect()
             if self._leave is not None:
                 self._leave.cancel()
             self._wake()
@@ -223,10 +258,12 @@ class Fill:
         while self._unread and message["type"] == "http.request":  # the end of the body, which the app has had above
             self._unread = message.get("more_body", False)
             message = await self._client()
-        if message["type"] == "http.disconnect" and not self._direct.is_set():
+        if message["type"] == "http.disconnect" and not self._direct:
             # others may wait for this answer, or soon ask for it: its client alone does not end it
             self._end_later()
-            await self._direct.wait()
+            if self._on_direct is None:
+                self._on_direct = asyncio.Event()
+            await self._on_direct.wait()
         return message
 
     async def _send(self, message: Message) -> None:
@@ -261,7 +298,9 @@ class Fill:
             await asyncio.sleep(0)  # for an app that waits for nothing else
         else:
             self._wake()
-            while len(self._messages) >= _IN_FLIGHT:
+            if len(self._messages) >= _IN_FLIGHT and self._room is None:
+                self._room = asyncio.Event()
+            while self._room is not None and len(self._messages) >= _IN_FLIGHT:
                 self._room.clear()
                 await self._room.wait()
 
@@ -302,14 +341,14 @@ class Fill:
             self._give_up(NotStoredReason.FAILED)
             return None
         body = copied[0] if len(copied) == 1 else b"".join(copied)
-        announced = [value for name, value in self._headers if name.lower() == b"content-length"]
-        if any(value.strip() != b"%d" % len(body) for value in announced):
-            self._give_up(NotStoredReason.TRUNCATED)
-            return None
-        cost = asyncio.get_running_loop().time() - self._began
-        self.complete = self._build(self._status, self._headers, body, cost)
-        if not self.outcome.done() and self._shareable(self.complete):
-            self.outcome.set_result(Complete(self.complete))
+        length = b"%d" % len(body)
+        for name, value in self._headers:
+            if value != length and name.lower() == b"content-length" and value.strip() != length:
+                self._give_up(NotStoredReason.TRUNCATED)
+                return None
+        self.complete = self._build(self._status, self._headers, body, self._loop.time() - self._began)
+        if self._result is None and (self._shareable is None or self._shareable(self.complete)):
+            self._tell(Complete(self.complete))
         return self.complete
 
     async def _store(self, response: StoredResponse) -> None:
@@ -319,12 +358,12 @@ class Fill:
             self.not_stored = NotStoredReason.BACKEND
             self._report("an answer could not be stored", error)
         finally:
-            if not self.outcome.done():
-                self.outcome.set_result(self._verdict(response))
+            if self._result is None:
+                self._tell(self._verdict(response))
             self._release()
             self._settle(Complete(response))
             # not before: an app that hears that its client has gone stops sending, and storing with it
-            self._direct.set()
+            self._connect()
 
     def _verdict(self, response: StoredResponse) -> Outcome:
         """Say what those who waited for the attempt to store may do; they may have begun after an invalidation."""
@@ -341,7 +380,7 @@ class Fill:
     def _give_up(self, reason: NotStoredReason) -> None:
         """Store nothing: followers go on, and app and client are connected directly."""
         self._copied = None
-        self._direct.set()
+        self._connect()
         if self.not_stored is None and self.complete is None:
             self.not_stored = reason
             failed = self._status >= 500 or reason in (NotStoredReason.TRUNCATED, NotStoredReason.FAILED)  # noqa: PLR2004
@@ -352,12 +391,19 @@ class Fill:
 
     def _release(self, outcome: Unstorable | Failed | Overdue | None = None) -> None:
         """Let the followers go, and nobody else begin to follow."""
-        self._overdue.cancel()
-        if outcome is not None and not self.outcome.done():
-            self.outcome.set_result(outcome)
+        if self._overdue is not None:
+            self._overdue.cancel()
+        if outcome is not None:
+            self._tell(outcome)
         released, self._released = self._released, None
         if released is not None:
             released()
+
+    def _connect(self) -> None:
+        """Connect app and client directly."""
+        self._direct = True
+        if self._on_direct is not None:
+            self._on_direct.set()
 
     def _settle(self, outcome: Outcome) -> None:
         settled, self._settled = self._settled, None
@@ -366,9 +412,8 @@ class Fill:
 
     def _end_later(self) -> None:
         if self._leave is None:
-            loop = asyncio.get_running_loop()
-            since = loop.time() if self.finished else self._began  # what follows the answer is not part of it
-            self._leave = loop.call_at(since + self._hard_limit, self._end)
+            since = self._loop.time() if self.finished else self._began  # what follows the answer is not part of it
+            self._leave = self._loop.call_at(since + self._hard_limit, self._end)
 
     def _end(self) -> None:
         """Tell the app that its client has gone, long ago; end it if its leader is gone too."""
@@ -378,7 +423,7 @@ class Fill:
             self.task.cancel()
 
     def _report(self, what: str, error: Exception) -> None:
-        asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error, "task": self.task})
+        self._loop.call_exception_handler({"message": what, "exception": error, "task": self.task})
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():
@@ -392,13 +437,15 @@ def _as_bytes(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
 
 
 def _stored(status: int, headers: Headers, body: bytes, cost: float, *, ttl: float, kept_on: float) -> StoredResponse:
-    kept = tuple([pair for pair in end_to_end(headers) if pair[0] not in (b"content-length", b"age")])
-    etag = first(headers, b"etag")
+    lasting = end_to_end(headers)
+    fields = dict(lasting[::-1])  # of each the first
+    kept = [pair for pair in lasting if pair[0] not in _ANEW]
+    etag = fields.get(b"etag")
     if etag is None:
-        etag = entity_tag(body, first(headers, b"content-type"))
-        kept = (*kept, (b"etag", etag))
+        etag = entity_tag(body, fields.get(b"content-type"))
+        kept.append((b"etag", etag))
     if status != 204:  # RFC 9110 §8.6  # noqa: PLR2004
-        kept = (*kept, (b"content-length", b"%d" % len(body)))
-    age = first(headers, b"age") or b""
+        kept.append((b"content-length", b"%d" % len(body)))
+    age = fields.get(b"age") or b""
     initial = int(age) if age.isdigit() and len(age) < 10 else 0  # noqa: PLR2004
-    return StoredResponse(status, kept, body, etag, time.time(), ttl, initial, cost, kept_on)
+    return StoredResponse(status, tuple(kept), body, etag, time.time(), ttl, initial, cost, kept_on)

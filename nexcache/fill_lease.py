@@ -10,10 +10,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgpack
 
@@ -126,8 +125,7 @@ class Lease:
             self._later()
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(NamedTuple):
     """Generations, and who computes under them."""
 
     snapshot: Snapshot

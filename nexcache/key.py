@@ -8,12 +8,11 @@ a handler may read, so that no two requests give one sequence of bytes.
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from nexcache.asgi import Scope
 from nexcache.errors import ConfigurationError
@@ -54,11 +53,22 @@ _ROLES: Final = {
 """What the request fields do that HTTP itself gives a meaning."""
 
 
-@lru_cache(maxsize=8192)
+_NAMES: Final = 8192
+"""Tenants, operations and the like of which is remembered how they are written; texts that come from outside, but
+only after a tenant or an operator was known by them."""
+
+
+@lru_cache(maxsize=_NAMES)
 def segment(name: str) -> bytes:
     """Percent-encode a name for one segment of a key; nothing is folded or normalised."""
     raw = name.encode("utf-8", "surrogatepass")
     return b"".join(bytes((byte,)) if byte in _SAFE else b"%%%02X" % byte for byte in raw)
+
+
+@lru_cache(maxsize=_NAMES)
+def _prefix(tenant: str, cluster: bool) -> bytes:
+    encoded = segment(tenant)
+    return b"nexarch:{" + encoded + b"}:" if cluster else b"nexarch:" + encoded + b":"
 
 
 def name_of(encoded: bytes) -> str:
@@ -70,8 +80,7 @@ def name_of(encoded: bytes) -> str:
         return plain.decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Keyed:
+class Keyed(NamedTuple):
     """What the header fields of a request contribute to its key."""
 
     fields: tuple[tuple[bytes, bytes], ...]
@@ -212,8 +221,7 @@ def is_own_tag(generation: bytes) -> bool:
     return b"@tag:" in generation and _OF_CALL not in generation
 
 
-@dataclass(frozen=True, slots=True)
-class CacheKey:
+class CacheKey(NamedTuple):
     """A request's place in the store, and the generations that it depends on."""
 
     tenant: str
@@ -252,6 +260,33 @@ class CacheKey:
         return self.name.rpartition(b":")[2].decode()
 
 
+@lru_cache(maxsize=_NAMES // 4)
+def _whose(  # noqa: PLR0917 - the parts that many requests of a tenant have in common
+    version: bytes,
+    operation: str,
+    policy_version: str,
+    shape: bytes,
+    tenant: str,
+    principal: str | None,
+    method: str,
+    scheme: str,
+    root_path: str,
+) -> bytes:
+    """Write down the first parts of a canonical request."""
+    parts = (
+        version,
+        operation.encode("utf-8", "surrogatepass"),
+        policy_version.encode(),
+        shape,
+        tenant.encode("utf-8", "surrogatepass"),
+        b"-" if principal is None else b"=" + principal.encode("utf-8", "surrogatepass"),
+        b"GET" if method == "HEAD" else method.encode(),
+        scheme.encode(),
+        root_path.encode("utf-8", "surrogatepass"),
+    )
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
+
+
 class KeySpace:
     """Builds the keys of one namespace.
 
@@ -266,8 +301,7 @@ class KeySpace:
 
     def prefix(self, tenant: str) -> bytes:
         """Return what all keys of a tenant begin with, closing colon included."""
-        encoded = segment(tenant)
-        return b"nexarch:{" + encoded + b"}:" if self._cluster else b"nexarch:" + encoded + b":"
+        return _prefix(tenant, self._cluster)
 
     def of_tenant(self, tenant: str) -> bytes:
         """Return the key of the generation that everything of a tenant depends on."""
@@ -367,14 +401,14 @@ class KeySpace:
     def key(self, tenant: str, operation: str, request: bytes, tags: Sequence[str] = ()) -> CacheKey:
         """Build the key of a canonical request."""
         digest = blake2b(request, digest_size=16, key=self._secret, person=b"nexcache-key").hexdigest()
-        prefix = self.prefix(tenant)
+        prefix, encoded = self.prefix(tenant), segment(operation)
         own = tuple([prefix + b"@tag:" + segment(tag) for tag in tags])
         return CacheKey(
             tenant,
             operation,
-            b"%b%b:%b" % (prefix, segment(operation), digest.encode()),
+            b"%b%b:%b" % (prefix, encoded, digest.encode()),
             request,
-            (prefix + b"@tenant", prefix + b"@op:" + segment(operation), *own),
+            (prefix + b"@tenant", prefix + b"@op:" + encoded, *own),
             own,
         )
 
@@ -405,22 +439,24 @@ class KeySpace:
 
         HEAD is written as GET, which it is answered from (RFC 9110 §9.3.2).
         """
-        method = scope["method"]
-        parts = [
+        path = scope["path"].encode("utf-8", "surrogatepass")
+        raw_path = scope.get("raw_path") or b""
+        digest = blake2b(body, digest_size=16).digest() if body else b""
+        whose = _whose(
             self._format,
-            policy.op.encode("utf-8", "surrogatepass"),
-            policy.version.encode(),
+            policy.op,
+            policy.version,
             policy.shape,
-            tenant.encode("utf-8", "surrogatepass"),
-            b"-" if principal is None else b"=" + principal.encode("utf-8", "surrogatepass"),
-            b"GET" if method == "HEAD" else method.encode(),
-            scope.get("scheme", "http").encode(),
-            scope.get("root_path", "").encode("utf-8", "surrogatepass"),
-            scope["path"].encode("utf-8", "surrogatepass"),
-            scope.get("raw_path") or b"",
-            query,
-            blake2b(body, digest_size=16).digest() if body else b"",
-        ]
-        for name, value in sorted(keyed, key=itemgetter(0)):
-            parts += (name, value)
-        return b"".join([b"%d:%b" % (len(part), part) for part in parts])
+            tenant,
+            principal,
+            scope["method"],
+            scope.get("scheme", "http"),
+            scope.get("root_path", ""),
+        )
+        parts = [b"%d:%b%d:%b" % (len(path), path, len(raw_path), raw_path)]
+        parts.append(b"%d:%b%d:%b" % (len(query), query, len(digest), digest))
+        if len(keyed) > 1:
+            keyed = sorted(keyed, key=itemgetter(0))
+        for name, value in keyed:
+            parts.append(b"%d:%b%d:%b" % (len(name), name, len(value), value))
+        return whose + b"".join(parts)

@@ -422,17 +422,18 @@ class CacheMiddleware:
         if method not in policy.methods and not (method == "HEAD" and "GET" in policy.methods):
             await self._bypass(request, Bypass.METHOD)
             return
-        if cache.is_disabled(policy.op, request.tenant):
-            await self._bypass(request, Bypass.DISABLED)
-            return
-        if policy.shadow is not None and policy.op in cache.shadows.distrusted:
-            await self._bypass(request, Bypass.DISTRUSTED)
-            return
-        ahead, watched = request.ahead, self._watched[request.index]
+        ahead = request.ahead
         keyed: Keyed | Bypass | None = None
-        if ahead is not None:
+        if ahead is not None:  # all of this was looked at
             keyed, fields = ahead.keyed, ahead.fields
         else:
+            if cache.is_disabled(policy.op, request.tenant):
+                await self._bypass(request, Bypass.DISABLED)
+                return
+            if policy.shadow is not None and policy.op in cache.shadows.distrusted:
+                await self._bypass(request, Bypass.DISTRUSTED)
+                return
+            watched = self._watched[request.index]
             fields = tuple([pair for pair in scope["headers"] if pair[0] in watched])
         if keyed is None:
             keyed = self._headers.read(method, fields, policy)
@@ -452,7 +453,7 @@ class CacheMiddleware:
             raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
         if request.body:
             raw = (*raw, _digest(request.body))
-        first = cache.entries.at_hand
+        first = cache.entries.at_hand if ahead is None else None
         if first is not None and REFRESH not in scope:
             live = first.peek(raw)
             if live is not None:
@@ -696,7 +697,7 @@ class CacheMiddleware:
         ttl = self._cache.tenant_ttl(tenant, matched.policy.op)
         if ttl is None:
             ttl = self._ttl[matched.index]
-        return covered_by(matched.policy, matched.parameters, scope["query_string"], ttl=ttl, now=time.time())
+        return covered_by(matched, scope["query_string"], ttl=ttl, now=time.time())
 
     def _note(self, request: _Request, keyed: Keyed, *, hit: bool = False) -> None:
         """Remember what was asked for, but not by whom."""
@@ -823,14 +824,14 @@ class CacheMiddleware:
         self, scope: Scope, tenant: Resolved, principal: Resolved | object
     ) -> tuple[str, str | None, Bypass | None]:
         """Take tenant and principal; whatever goes wrong is a bypass, never somebody else's data."""
-        whose = await self._awaited("tenant", tenant)
+        whose = tenant if type(tenant) is str else await self._awaited("tenant", tenant)
         acting: str | None = None
         if self._principal is self._tenant:
             acting = whose
         elif self._principal is not None and whose is not None:
             if principal is _UNASKED:
                 principal = self._found("principal", self._principal, scope)
-            acting = await self._awaited("principal", principal)
+            acting = principal if type(principal) is str else await self._awaited("principal", principal)
         if whose is None or not is_valid_id(whose):
             return "", None, Bypass.NO_TENANT
         return whose, acting, Bypass.NO_PRINCIPAL if self._principal is not None and acting is None else None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from nexcache.errors import ConfigurationError, InvalidName
@@ -158,8 +158,7 @@ def query_parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
     return {name: tuple(values) for name, values in found.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Covered:
+class Covered(NamedTuple):
     """What a window says of one request."""
 
     query: bytes
@@ -279,6 +278,8 @@ class Policy:
     shadow: Shadow | None = None
     derived: tuple[Derived, ...] = field(init=False, repr=False, compare=False, default=())
     """The callables among the tags, which have left `tags`."""
+    filling: "tuple[Filling, ...]" = field(init=False, repr=False, compare=False, default=())
+    """The tags that follow from the request, taken apart."""
     shape: bytes = field(init=False, repr=False, compare=False, default=b"")
     """What is keyed beside the path: a policy that learns of another parameter finds no entry of its former self."""
 
@@ -338,6 +339,7 @@ class Policy:
         rule = None if self.query is None else (self.query.allow, self.query.ignore)
         shape: tuple[object, ...] = (self.vary, rule) if self.window is None else (self.vary, rule, repr(self.window))
         object.__setattr__(self, "shape", ascii(shape).encode())
+        object.__setattr__(self, "filling", tuple(_taken_apart(tag) for tag in self.tags if isinstance(tag, str)))
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -392,17 +394,17 @@ class TagsInvalid:
 
 def tags_of(policy: Policy, parameters: Mapping[str, str], query: bytes) -> tuple[str, ...] | TagsInvalid:
     """Fill a policy's tag templates from a request; sorted, without repetition."""
-    return _filled(policy.templates, parameters, query)
+    return _filled(policy.filling, parameters, query)
 
 
-def covered_by(
-    policy: Policy, parameters: Mapping[str, str], query: bytes, *, ttl: float, now: float
-) -> Covered | TagsInvalid:
+def covered_by(matched: "Matched", query: bytes, *, ttl: float, now: float) -> Covered | TagsInvalid:
     """Fill a policy's tag templates from a request, and ask its window, if it has one, what the response covers."""
-    tags = _filled(policy.templates, parameters, query)
+    policy, parameters, tags = matched.policy, matched.parameters, matched.tags
+    if tags is None:
+        tags = _filled(policy.filling, parameters, query)
     if policy.window is None or isinstance(tags, TagsInvalid):
         return tags if isinstance(tags, TagsInvalid) else Covered(query, tags, ttl)
-    timelines = _filled((policy.window.of,), parameters, query)
+    timelines = _filled((_taken_apart(policy.window.of),), parameters, query)
     if isinstance(timelines, TagsInvalid) or len(timelines) != 1:
         return TagsInvalid("the request names no one timeline of the window")
     found = policy.window.covered(query, parameters, timelines[0], ttl=ttl, now=now)
@@ -414,17 +416,29 @@ def covered_by(
     )
 
 
-def _filled(templates: Sequence[str], parameters: Mapping[str, str], query: bytes) -> tuple[str, ...] | TagsInvalid:
+class Filling(NamedTuple):
+    """A tag's template, taken apart."""
+
+    start: str
+    rest: tuple[tuple[str, str], ...]
+    """The names of its parameters, each with what follows it."""
+
+
+def _taken_apart(template: str) -> Filling:
+    start, *rest = _PLACEHOLDER.split(template)
+    return Filling(start, tuple(zip(rest[::2], rest[1::2], strict=True)))
+
+
+def _filled(templates: Sequence[Filling], parameters: Mapping[str, str], query: bytes) -> tuple[str, ...] | TagsInvalid:
     if not templates:
         return ()
     if len(query) > _LONGEST_QUERY:
         return TagsInvalid("the query is too long")
     from_query: Mapping[str, tuple[str, ...]] | None = None
     tags: set[str] = set()
-    for template in templates:
-        literals = _PLACEHOLDER.split(template)
-        filled = [literals[0]]
-        for name, literal in zip(literals[1::2], literals[2::2], strict=True):
+    for start, rest in templates:
+        filled = [start]
+        for name, literal in rest:
             if name in parameters:
                 found: tuple[str, ...] = (parameters[name],)
             else:
@@ -433,7 +447,7 @@ def _filled(templates: Sequence[str], parameters: Mapping[str, str], query: byte
                 found = from_query.get(name, ())
             if len(filled) * len(found) > _MOST_TAGS:
                 return TagsInvalid(f"more than {_MOST_TAGS} tags")
-            filled = [start + value + literal for start in filled for value in found]
+            filled = [before + value + literal for before in filled for value in found]
         tags.update(filled)
     if len(tags) > _MOST_TAGS:
         return TagsInvalid(f"more than {_MOST_TAGS} tags")
@@ -450,6 +464,8 @@ class Matched:
     policy: Policy
     index: int
     parameters: Mapping[str, str]
+    tags: tuple[str, ...] | TagsInvalid | None = None
+    """The tags, where the path alone decides about them."""
 
 
 class Policies:
@@ -497,7 +513,10 @@ class Policies:
             return None
         for pattern, policy, index in self._compiled:
             if match := pattern.fullmatch(path):
-                return Matched(policy, index, match.groupdict())
+                parameters = match.groupdict()
+                of_the_path = all(name in parameters for template in policy.filling for name, _ in template.rest)
+                tags = _filled(policy.filling, parameters, b"") if of_the_path else None
+                return Matched(policy, index, parameters, tags)
         return None
 
 

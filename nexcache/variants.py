@@ -9,7 +9,7 @@ second one.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nexcache.asgi import Headers
@@ -110,7 +110,7 @@ class Captured:
 
     def of(self, key: CacheKey) -> CacheKey:
         """Return a key of the same URI that depends on just these."""
-        return replace(key, generations=self.generations)
+        return key._replace(generations=self.generations)
 
 
 class Variants:

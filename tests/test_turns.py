@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -219,7 +218,7 @@ async def test_two_requests_of_one_hash_are_two_computations(monkeypatch: pytest
 
     def one_hash(tenant: str, operation: str, request: bytes, tags: Sequence[str] = ()) -> CacheKey:
         key = whole(tenant, operation, request, tags)
-        return replace(key, name=key.name.rpartition(b":")[0] + b":" + b"0" * 32)
+        return key._replace(name=key.name.rpartition(b":")[0] + b":" + b"0" * 32)
 
     monkeypatch.setattr(cache.keys, "key", one_hash)
     busy = Busy()

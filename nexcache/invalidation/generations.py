@@ -8,8 +8,7 @@ that a restart or a failover revives nothing.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from nexcache.errors import StoreUnavailable
 from nexcache.key import CacheKey, KeySpace, segment
@@ -26,8 +25,7 @@ _LOOK: Final = 0.004
 """Seconds between two looks at whether it has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The generations that a fill was started under, and where they were read."""
 
     tier: Tier
@@ -37,7 +35,7 @@ class Snapshot:
     """The generation that every invalidation of the tenant changes."""
     leased: bool = False
     """The lease that was asked for beside it is this node's."""
-    captured: int = field(default=0, compare=False)
+    captured: int = 0
     """When, by the store's clock."""
     lost: bool = False
     """They are not the store's, which answered but took no capture: nothing is kept under them."""
@@ -180,8 +178,9 @@ def _same(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
 def _snapshot(tier: Tier, captured: Capture, *, leased: bool = False) -> Snapshot | None:
     if not (captured.complete and captured.registered):
         return None
-    current = [seen(token, captured.epoch) for token in captured.tokens]
-    known = tuple([token for token in current if token is not None])
-    if len(known) < len(current):
+    *tokens, last = captured.tokens
+    epoch = captured.epoch
+    known = tuple([token + epoch for token in tokens if token is not None])
+    if last is None or len(known) < len(tokens):
         return None
-    return Snapshot(tier, known[:-1], known[-1], leased, captured.now)
+    return Snapshot(tier, known, last + epoch, leased, captured.now)

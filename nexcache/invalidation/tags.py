@@ -69,11 +69,11 @@ class LiveTags:
         for own in generations:
             if not is_own_tag(own):
                 continue
-            if self._known.get(own) is None:
-                if self._shared is not None:
-                    self._uncounted.setdefault(tenant, {})[own] = None
-            elif self._known.remaining(own) >= lifetime * 7 / 8:  # as long as the generation itself is left alone
+            left = self._known.remaining(own)
+            if left >= lifetime * 7 / 8:  # as long as the generation itself is left alone
                 continue
+            if not left and self._shared is not None:
+                self._uncounted.setdefault(tenant, {})[own] = None
             self._known.put(own, True, size=len(own) + 100, lifetime=lifetime)
         if tenant in self._uncounted and self._shared is not None:
             task = asyncio.get_running_loop().create_task(self._count(tenant, self._shared, lifetime))

@@ -9,6 +9,7 @@ from nexcache.errors import InvalidName
 from nexcache.invalidation.targets import check_name
 from nexcache.semantics.headers import values
 
+_FIELDS: Final = frozenset((b"cache-groups", b"surrogate-key", b"cache-tag"))
 LONGEST: Final = 16 * 1024
 """Bytes of such a field that are read."""
 
@@ -43,6 +44,8 @@ def tags_in(headers: Headers) -> tuple[str, ...]:
 
     `Cache-Groups` is a list of strings, `Surrogate-Key` separates its keys by spaces, `Cache-Tag` by commas.
     """
+    if _FIELDS.isdisjoint([name.lower() for name, _ in headers]):
+        return ()
     groups = named_groups(headers)
     if groups is None:
         raise InvalidName("Cache-Groups is no list of strings")

@@ -84,6 +84,8 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     Names are lower-cased, as ASGI wants them; order and repetition stay.
     """
     headers = tuple([_lowered(pair) for pair in headers])
+    if _CONNECTION_FIELDS.isdisjoint([name for name, _ in headers]):
+        return headers
     dropped = _CONNECTION_FIELDS | set(members(headers, b"connection"))
     return tuple([pair for pair in headers if pair[0] not in dropped])
 

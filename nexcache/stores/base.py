@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from nexcache.stores.tokens import HARD, UNTOUCHED
 from nexcache.telemetry.names import Tier
@@ -20,8 +20,7 @@ def new_token() -> bytes:
     return secrets.token_bytes(HARD) + UNTOUCHED
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What one read returned: the values in the order of the keys, None where a key is absent."""
 
     values: Sequence[bytes | None]
@@ -47,8 +46,7 @@ class Register:
     """A node has known this register for so long that whoever trusts anything stands in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
+class Capture(NamedTuple):
     """The generations of some tags, read at one moment and created where they were missing."""
 
     tokens: Sequence[bytes | None]
@@ -65,8 +63,7 @@ class Capture:
     """The store's clock, before the tokens were read: milliseconds, below `CLOCK`."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseOffer:
+class LeaseOffer(NamedTuple):
     """A lease that somebody would take if it is free."""
 
     name: bytes

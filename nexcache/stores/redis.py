@@ -10,7 +10,6 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -256,7 +255,7 @@ class RedisCommands(ABC):
         )
         if found.complete and found.registered:
             await self._extend(tokens, left, ttl_ms=ttl_ms, deadline=deadline)
-        return replace(found, leased=leased)
+        return found._replace(leased=leased)
 
     async def _captured(
         self,

@@ -5,7 +5,7 @@ import inspect
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,9 +155,9 @@ class FaultyStore(_AnyStore):  # type: ignore[misc]  # to a type checker it is w
                 at, bit = divmod(self._draw.randrange(8 * len(result)), 8)
                 return result[:at] + bytes((result[at] ^ 1 << bit,)) + result[at + 1 :]
             case Reading(values=values) if (changed := self._one_of(values)) is not None:
-                return replace(result, values=changed)
+                return result._replace(values=changed)
             case Capture(tokens=tokens) if (changed := self._one_of(tokens)) is not None:
-                return replace(result, tokens=changed)
+                return result._replace(tokens=changed)
             case _:
                 return result
 

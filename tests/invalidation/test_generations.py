@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,11 +27,11 @@ class Recording(MemoryStore):
 
     async def capture(self, *args: Any, **kwargs: Any) -> Capture:
         self.asked.append("capture")
-        captured = replace(await super().capture(*args, **kwargs), epoch=self.epoch)
+        captured = (await super().capture(*args, **kwargs))._replace(epoch=self.epoch)
         if "operation" in self.loses:
-            captured = replace(captured, registered=False)
+            captured = captured._replace(registered=False)
         if "token" in self.loses:
-            captured = replace(captured, tokens=[*captured.tokens[:-1], None])
+            captured = captured._replace(tokens=[*captured.tokens[:-1], None])
         return captured
 
     async def restore_sentinel(self, *args: Any, **kwargs: Any) -> None:
@@ -169,7 +168,7 @@ def test_a_memory_that_cannot_hold_one_requests_generations_says_so() -> None:
     store = MemoryStore(max_entries=1)
     snapshot = Generations(store, KEYS).capture_now(store, KEY)
 
-    assert not store.current(zip(KEY.generations, snapshot.generations, strict=True))
+    assert not store.current(tuple(zip(KEY.generations, snapshot.generations, strict=True)))
 
 
 def test_an_absent_token_is_absent_in_every_epoch() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +73,7 @@ class Site:
             found = await read(store, keys, **options)
             if found.left is None:
                 return found
-            return replace(found, left=found.left - self.shift + written.get(keys[0], 0.0))
+            return found._replace(left=found.left - self.shift + written.get(keys[0], 0.0))
 
         async def writing(store: RedisCommands, key: bytes, value: bytes, **options: Any) -> None:
             written[key] = self.shift

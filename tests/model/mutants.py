@@ -177,7 +177,7 @@ def a_partly_lost_registry_is_taken_for_whole(patch: Patch) -> None:
         return frozenset(found) - {SENTINEL}
 
     async def whole(self: RedisCommands, *args: Any, **options: Any) -> Capture:
-        return replace(await capture(self, *args, **options), complete=True)
+        return (await capture(self, *args, **options))._replace(complete=True)
 
     patch.setattr(RedisCommands, "members", members)
     patch.setattr(RedisCommands, "capture", whole)

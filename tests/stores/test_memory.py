@@ -134,18 +134,19 @@ def bounded(**bounds: Any) -> tuple[Bounded[str], FakeClock, list[tuple[str, str
     return Bounded(**{"max_bytes": 10_000, "max_entries": 100, **bounds}, clock=clock, left=note), clock, left
 
 
-def test_the_least_recently_used_leaves_first() -> None:
+def test_what_was_used_since_room_was_last_looked_for_stays_once_more() -> None:
     items, _, left = bounded(max_entries=3)
     for name in "abc":
         items.put(name.encode(), name, size=1, lifetime=60)
     items.get(b"a")
     items.peek(b"b")
     items.put(b"d", "d", size=1, lifetime=60)
-    items.touch(b"c")
+    items.get(b"c")
     items.put(b"e", "e", size=1, lifetime=60)
+    items.put(b"f", "f", size=1, lifetime=60)
 
-    assert left == [("capacity", "b"), ("capacity", "a")]
-    assert list(items) == [b"d", b"c", b"e"]
+    assert left == [("capacity", "b"), ("capacity", "d"), ("capacity", "a")]
+    assert list(items) == [b"e", b"c", b"f"]
 
 
 def test_who_holds_most_makes_room_and_nobody_else() -> None:

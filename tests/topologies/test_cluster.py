@@ -11,6 +11,7 @@ from redis.crc import key_slot
 
 from nexcache import NexCache, Settings
 from nexcache.cli import examination
+from nexcache.entries import Found
 from nexcache.errors import OverQuota, StoreError
 from nexcache.key import CacheKey
 from nexcache.stores.cluster import ClusterStore, slots_of
@@ -138,7 +139,7 @@ async def test_slots_that_move_under_load_cost_misses_and_never_an_error_or_an_o
         while moving:
             least = acknowledged
             looked = await node.look(key)
-            if hasattr(looked, "prepared"):
+            if isinstance(looked, Found):
                 hits += 1
                 assert int(looked.prepared.response.body) >= least, "an old answer"
             else:

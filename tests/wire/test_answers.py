@@ -248,7 +248,7 @@ async def test_time_ends_an_entry(memory_cache: NexCache) -> None:
 
 def move_clock(cache: NexCache, clock: Callable[[], float]) -> None:
     memory, store = cache.entries._local.memory, cache.entries._local._store
-    memory._clock = memory._entries._clock = store._values._clock = clock
+    memory._clock = memory._entries._clock = store._clock = store._values._clock = clock
 
 
 async def test_age_and_ttl_follow_the_clock(memory_cache: NexCache, monkeypatch: pytest.MonkeyPatch) -> None:
