@@ -8,7 +8,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -32,12 +32,15 @@ from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.stores.tokens import CLOCK, stale_since
 from nexcache.telemetry.counts import OperationCounts
-from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, Stored
+from nexcache.telemetry.events import BackendFailed, Emitter, Evicted, LookedUp, Stored
 from nexcache.telemetry.names import Result, Tier
 
 Value = TypeVar("Value", bound=Hashable)
 Raw: TypeAlias = tuple[Hashable, ...]
 """A request as it came, before anything is canonicalised."""
+
+ReadingAgain: TypeAlias = tuple["asyncio.Future[bool]", Any, int]
+"""What says whether the store still says the same; the command; and how many invalidations had failed before it."""
 
 _MOST_ALIASES = 8
 _MOST_COMMON = 4_096
@@ -486,16 +489,14 @@ class ReadsAgain(Protocol):
         """Write down what was read of an entry and its generations."""
 
     def read_again(
-        self, before: Any, loop: asyncio.AbstractEventLoop, deadline: float
-    ) -> tuple[Awaitable[bool], Any] | None:
-        """Ask whether that is still so, in the same history; None: read it whole.
+        self, before: Any, loop: asyncio.AbstractEventLoop, now: float, deadline: float
+    ) -> tuple[asyncio.Future[bool], Any] | None:
+        """Ask whether that is still so, in the same history; None: read it whole. `now` is the loop's.
 
-        The first of what it returns may raise StoreError. The second stands for the command, and tells as `sent`
-        whether it has left.
+        The first of what it returns may raise StoreError. The second stands for the command, and tells as
+        `sent_at` when it left (infinity: not yet), and as `took` how many seconds it was until the answer. The store
+        times such lookups.
         """
-
-    def answered(self) -> None:
-        """Note that the store has answered."""
 
     def failed(self, again: Any, error: StoreError) -> None:
         """Note that it has not; `again` stands for the command."""
@@ -785,34 +786,43 @@ class Entries:
             known.key, known.prepared, known.held = read.key, found.prepared, len(read.reply[0] or b"")
             known.before = self._again.before((read.key.name, *read.key.generations), read.reply, read.epoch)
 
-    async def read_again(self, known: Known, loop: asyncio.AbstractEventLoop, deadline: float) -> bool:
-        """Ask the store whether it still says what it said of a known request; False: look it up.
+    def read_again(
+        self, known: Known, loop: asyncio.AbstractEventLoop, now: float, deadline: float
+    ) -> ReadingAgain | None:
+        """Ask the store whether it still says what it said of a known request; None: look it up.
 
-        `loop` is the running one, which is not asked for again: that is a system call each time.
+        Whoever asks waits for the first of what is returned, and hands all of it to `is_same`: without a coroutine of
+        its own, which would cost a tenth of the lookup. `loop` is the running one and `now` its time, which are not
+        asked for again: that is a system call each.
         """
         again, invalidations, before, under_way = self._again, self._invalidations, known.before, known.under_way
         failures = invalidations.failures
         if again is None or before is None:
-            return False
+            return None
         if failures != self._calm:  # nothing is ever queued that is not counted there
             if invalidations.queued or not self._local.memory.is_empty:
-                return False
+                return None
             self._calm = failures
-        if under_way is not None and not under_way.sent:  # they share a lookup
-            return False
-        started = time.perf_counter()
-        asked = again.read_again(before, loop, deadline)
+        if under_way is not None and under_way.sent_at == math.inf:  # they share a lookup
+            return None
+        asked = again.read_again(before, loop, now, deadline)
         if asked is None:
-            return False
+            return None
         same, known.under_way = asked
-        try:
-            if not await same or invalidations.failures != failures:
-                return False
-        except StoreError as error:
-            again.failed(asked[1], error)
+        return same, known.under_way, failures
+
+    def is_same(self, known: Known, asked: ReadingAgain) -> bool:
+        """Whether the store still says the same, now that it has answered, or has not; False: look it up."""
+        same, command, failures = asked
+        error = same.exception()
+        if error is not None:
+            if self._again is not None and isinstance(error, StoreError):
+                self._again.failed(command, error)
             return False
-        again.answered()
-        self._emitter.looked_up(known.key.operation, Result.HIT, Tier.REDIS, time.perf_counter() - started)
+        if not same.result() or self._invalidations.failures != failures:
+            return False
+        if LookedUp in self._emitter.heard:
+            self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, command.took))
         return True
 
     async def lookup(

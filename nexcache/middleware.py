@@ -19,7 +19,7 @@ from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope, Send, route
 from nexcache.collapse import Elsewhere, end_of
 from nexcache.compression import compressed
 from nexcache.entries import Found, Missing, Raw
-from nexcache.errors import ConfigurationError, InvalidName, OverQuota
+from nexcache.errors import ConfigurationError, InvalidName, OverQuota, StoreError
 from nexcache.explain import Behind, Examined
 from nexcache.fill import Complete, Failed, Fill, Outcome, Over, Overdue, Unstorable
 from nexcache.fill_lease import Captured, End, FillLeases, Lease
@@ -307,9 +307,16 @@ class CacheMiddleware:
                 known = ahead.known
                 if known is not None:
                     loop = asyncio.get_running_loop()
-                    deadline = loop.time() + cache.store_budget
-                    if await cache.entries.read_again(known, loop, deadline):
-                        hit = self._in_store(known, ahead, matched, scope, started)
+                    now = loop.time()
+                    deadline = now + cache.store_budget
+                    asked = cache.entries.read_again(known, loop, now, deadline)
+                    if asked is not None:
+                        try:
+                            await asked[0]
+                        except StoreError:
+                            pass  # which is looked at with the rest
+                        if cache.entries.is_same(known, asked):
+                            hit = self._in_store(known, ahead, matched, scope, started)
             if hit is not None:
                 await send(hit[0])
                 await send(hit[1])

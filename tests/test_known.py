@@ -8,7 +8,7 @@ import pytest
 
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import Message, Receive, Scope, Send
-from nexcache.entries import Entries
+from nexcache.entries import Entries, ReadingAgain
 from nexcache.known import Known, KnownRequests
 from nexcache.refresh import Target
 from nexcache.telemetry.counts import OperationCounts
@@ -86,13 +86,20 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 def again(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What the short way said each time it was gone."""
     said: list[bool] = []
-    read_again = Entries.read_again
+    read_again, is_same = Entries.read_again, Entries.is_same
 
-    async def noted(self: Entries, known: Known, loop: asyncio.AbstractEventLoop, deadline: float) -> bool:
-        said.append(await read_again(self, known, loop, deadline))
+    def noted(self: Entries, known: Known, *now: Any) -> ReadingAgain | None:
+        asked = read_again(self, known, *now)
+        if asked is None:
+            said.append(False)
+        return asked
+
+    def told(self: Entries, known: Known, asked: ReadingAgain) -> bool:
+        said.append(is_same(self, known, asked))
         return said[-1]
 
     monkeypatch.setattr(Entries, "read_again", noted)
+    monkeypatch.setattr(Entries, "is_same", told)
     return said
 
 

@@ -39,7 +39,7 @@ from nexcache.stores.lane import Again, Before, Command, Epoch, Lane
 from nexcache.stores.target import AnyTarget, SentinelTarget, Target
 from nexcache.stores.tokens import CLOCK
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter
-from nexcache.telemetry.names import Tier
+from nexcache.telemetry.names import Result, Tier
 
 __all__ = ["EVENTS", "NODES", "InfoEpoch", "RedisCommands", "RedisStore", "Target", "TrustedEpoch"]
 
@@ -62,6 +62,8 @@ _HALF_LEASE: Final = 0.125
 """Seconds after which the server's history is read again."""
 _AT_ONCE: Final = 16
 """Values that are read together where nobody waits for them."""
+_MOST_YOUNG: Final = 50_000
+"""Keys of which it is remembered that they need no more time."""
 _PROBE: Final = 0.25
 """Seconds between two attempts to reach a server that is away."""
 _PROBE_RELAPSED: Final = 1.0
@@ -127,6 +129,9 @@ class RedisCommands(ABC):
     def __init__(self, *, emitter: Emitter, clock: Callable[[], float] = boottime) -> None:
         self._clock = clock
         self._emitter = emitter
+        self._young: dict[bytes, float] = {}
+        """Until when keys need not be given more time."""
+        self._young_of = 0
         self.on_recovery: Callable[[], None] | None = None
 
     @property
@@ -239,19 +244,21 @@ class RedisCommands(ABC):
         shows that a glob would not have found it. Who asks for a lease has just read the generations: where all is
         there, nothing is registered or created.
         """
-        leased, tokens = False, (registry, *keys)
+        leased, tokens, registered_as = False, (registry, *keys), (registry, operation)
         if lease is not None:
+            aging = self._aging(tokens, ttl_ms)
             found, left = await self._captured(
-                (), keys, (registry, operation), deadline=deadline, on_sent=on_sent, lease=lease
+                (), keys, registered_as, aging=aging, deadline=deadline, on_sent=on_sent, lease=lease
             )
             if found.complete and found.registered and None not in found.tokens:
-                await self._extend(tokens, left, ttl_ms=ttl_ms, deadline=deadline)
+                if aging:
+                    await self._extend(aging, left, ttl_ms=ttl_ms, deadline=deadline)
                 return found
             leased, on_sent = found.leased, None
         creating: list[Command] = [("SADD", registry, operation)]
         creating += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
         found, left = await self._captured(
-            creating, keys, (registry, operation), deadline=deadline, on_sent=on_sent, lease=None
+            creating, keys, registered_as, aging=tokens, deadline=deadline, on_sent=on_sent, lease=None
         )
         if found.complete and found.registered:
             await self._extend(tokens, left, ttl_ms=ttl_ms, deadline=deadline)
@@ -263,13 +270,14 @@ class RedisCommands(ABC):
         keys: Sequence[bytes],
         registered_as: tuple[bytes, bytes],
         *,
+        aging: Sequence[bytes],
         deadline: float | None,
         on_sent: Callable[[], None] | None,
         lease: LeaseOffer | None,
     ) -> tuple[Capture, Sequence[int]]:
-        """Do what a capture does, in one breath; returns also for how long each token will live, the registry first."""
+        """Do what a capture does, in one breath; returns also for how long those that are `aging` will live."""
         registry, operation = registered_as
-        commands: list[Command] = [*creating, *[("PTTL", key) for key in (registry, *keys)], ("TIME",)]
+        commands: list[Command] = [*creating, *[("PTTL", key) for key in aging], ("TIME",)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
         if lease is not None:
             commands.append(("SET", lease.name, lease.token, "NX", "PX", lease.ttl_ms))
@@ -287,11 +295,28 @@ class RedisCommands(ABC):
         )
         return found, left
 
+    def _aging(self, keys: Sequence[bytes], ttl_ms: int) -> Sequence[bytes]:
+        """Return those keys of which it is not known that they have most of their time before them.
+
+        One that was removed since, and made again with less time by somebody else, expires early, which is a miss.
+        """
+        now, young = self._clock(), self._young
+        if self._young_of != ttl_ms or len(young) > _MOST_YOUNG:
+            young.clear()
+            self._young_of = ttl_ms
+        return [key for key in keys if young.get(key, 0.0) <= now]
+
     async def _extend(
         self, keys: Sequence[bytes], remaining: Sequence[int], *, ttl_ms: int, deadline: float | None
     ) -> None:
         """Give keys more time that have lived for an eighth of it, and only those: another node may have given more."""
-        due = [key for key, left in zip(keys, remaining, strict=True) if left < ttl_ms - ttl_ms // 8]
+        old, now = ttl_ms - ttl_ms // 8, self._clock()
+        due = []
+        for key, left in zip(keys, remaining, strict=True):
+            if left < old:
+                due.append(key)
+            else:
+                self._young[key] = now + (left - old) / 1000
         if due:
             try:
                 await self._call("capture", [("PEXPIRE", key, ttl_ms) for key in due], deadline=deadline)
@@ -694,7 +719,7 @@ class RedisStore(RedisCommands):
         return Before(keys, values, epoch)
 
     def read_again(
-        self, before: Before, loop: asyncio.AbstractEventLoop, deadline: float
+        self, before: Before, loop: asyncio.AbstractEventLoop, now: float, deadline: float
     ) -> "tuple[asyncio.Future[bool], Again] | None":
         """Ask whether that is still so; None where it is to be read whole, or cannot be."""
         if loop is not self._loop:
@@ -702,15 +727,10 @@ class RedisStore(RedisCommands):
         if self._breaker.circuit is Circuit.OPEN:
             return None
         try:
-            return self._lanes[0].read_again(before, loop, deadline)
+            return self._lanes[0].read_again(before, loop, now, deadline)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed("get", self._lanes[0], error)
             return None
-
-    def answered(self) -> None:
-        """Note that a read was answered."""
-        if self._away or self._breaker.in_a_row:
-            self._answers()
 
     def failed(self, again: Again, error: StoreError) -> None:
         """Note that a read failed."""
@@ -794,7 +814,14 @@ class RedisStore(RedisCommands):
             renewal=_HALF_LEASE,
             door=self._door,
             opening=self._target.opening,
+            told=self._read_same,
         )
+
+    def _read_same(self, number: int, seconds: float) -> None:
+        """Note that so many were read again, and were the same."""
+        self._emitter.timed(Result.HIT, Tier.REDIS, seconds, number)
+        if self._away or self._breaker.in_a_row:
+            self._answers()
 
 
 def _is_no_number(error: Exception) -> bool:

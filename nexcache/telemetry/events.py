@@ -256,7 +256,7 @@ Event: TypeAlias = (
     | Stopped
 )
 Listener: TypeAlias = Callable[[Event], None]
-Timer: TypeAlias = Callable[[str, float], None]
+Timer: TypeAlias = Callable[[str, float, int], None]
 """Is told how a lookup ended and where (the words of `Result` and `Tier`, joined), and its seconds."""
 
 
@@ -324,19 +324,23 @@ class Emitter:
         self.heard = frozenset(kind for kind, listeners in self._listeners.items() if listeners)
 
     def time_lookups(self, timer: Timer) -> None:
-        """Call `timer` for every lookup from now on."""
+        """Call `timer` from now on: how and where lookups ended, how long each took, and how many those were."""
         self._timers = (*self._timers, timer)
 
     def looked_up(self, operation: str, result: Result, tier: Tier, seconds: float) -> None:
         """Tell of a lookup: those who only time it, and who listens to events, if anyone does."""
+        self.timed(result, tier, seconds)
+        if LookedUp in self.heard:
+            self.emit(LookedUp(operation, result, tier, seconds))
+
+    def timed(self, result: Result, tier: Tier, seconds: float, number: int = 1) -> None:
+        """Tell those who only time lookups of so many that took this long together."""
         ended = result + tier
         for timer in self._timers:
             try:
-                timer(ended, seconds)
+                timer(ended, seconds, number)
             except Exception:  # noqa: BLE001 - as in `emit`
                 self.failures += 1
-        if LookedUp in self.heard:
-            self.emit(LookedUp(operation, result, tier, seconds))
 
     @property
     def listeners(self) -> tuple[Listener | Timer, ...]:

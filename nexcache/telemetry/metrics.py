@@ -102,8 +102,9 @@ class OTelMetrics:
             self._emitter.failures += 1
             return {}
 
-    def _looked_up(self, ended: str, seconds: float) -> None:
-        self._instruments.lookup_duration.record(seconds, _OF_A_LOOKUP[ended])
+    def _looked_up(self, ended: str, seconds: float, number: int) -> None:
+        for _ in range(number):
+            self._instruments.lookup_duration.record(seconds, _OF_A_LOOKUP[ended])
 
     def _record(self, event: Event) -> None:
         to = self._instruments

@@ -80,8 +80,12 @@ class OTelTracing:
         the provider samples it.
         """
         try:
-            if self._tracer is None and self._given is None and _provider_now() is self._provider:
-                return None  # as at the last request: nobody has installed anything
+            if (
+                self._tracer is None
+                and self._given is None
+                and getattr(trace, "_TRACER_PROVIDER", _HIDDEN) is self._provider
+            ):
+                return None  # as at the last request: the API holds nothing that an application has installed
             tracer = self._recording_tracer()
             if tracer is None:
                 return None
@@ -265,11 +269,6 @@ def is_placeholder(provider: object) -> bool:
     """Whether this is what the API's `get_…_provider()` gives while no application has installed a provider."""
     # The API has a public name for one of the two only.
     return isinstance(provider, ProxyTracerProvider) or type(provider).__name__ == "_ProxyMeterProvider"
-
-
-def _provider_now() -> object:
-    """Return what an application has installed, as the API holds it; never what an unset provider is."""
-    return getattr(trace, "_TRACER_PROVIDER", _HIDDEN)
 
 
 def _installed_provider() -> TracerProvider | None:

@@ -171,13 +171,13 @@ class PrometheusText:
                 yield f"{exported}_sum{_labels(series)} {each.total}"
                 yield f"{exported}_count{_labels(series)} {seen}"
 
-    def _looked_up(self, ended: str, seconds: float) -> None:
+    def _looked_up(self, ended: str, seconds: float, number: int) -> None:
         histogram = self._lookups.get(ended)
         if histogram is None:
             histogram = self._lookups[ended] = _Histogram(len(names.LOOKUP_BOUNDS))
             self._histograms[_OF_A_LOOKUP[ended]] = histogram
-        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, seconds)] += 1
-        histogram.total += seconds
+        histogram.buckets[bisect_left(names.LOOKUP_BOUNDS, seconds)] += number
+        histogram.total += number * seconds
 
     def _record(self, event: Event) -> None:
         match event:

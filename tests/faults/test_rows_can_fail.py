@@ -101,12 +101,12 @@ def _listeners_may_fail_what_they_hear(patch: pytest.MonkeyPatch) -> None:
         for listener in self._listeners.get(type(event), ()):
             listener(event)
 
-    def looked_up(self: Emitter, _operation: str, result: Result, tier: Tier, seconds: float) -> None:
+    def timed(self: Emitter, result: Result, tier: Tier, seconds: float, number: int = 1) -> None:
         for timer in self._timers:
-            timer(result + tier, seconds)
+            timer(result + tier, seconds, number)
 
     patch.setattr(Emitter, "emit", emit)
-    patch.setattr(Emitter, "looked_up", looked_up)
+    patch.setattr(Emitter, "timed", timed)
 
 
 @pytest.mark.parametrize(

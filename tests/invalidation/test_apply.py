@@ -203,7 +203,7 @@ async def test_a_capture_after_an_invalidation_differs(node: Node) -> None:
     await node.cache.invalidate("acme", tags=["service:a"])
     after = await node.capture(key, missing)
 
-    assert again == before
+    assert (again.generations, again.any) == (before.generations, before.any)
     assert after.generations[:2] == before.generations[:2]
     assert after.generations[2] != before.generations[2]
     assert after.any != before.any

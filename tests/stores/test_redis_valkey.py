@@ -1,7 +1,6 @@
 """The Redis store on a real server: the contract, the lane, and the server's refusals."""
 
 import asyncio
-import math
 import random
 import socket
 import warnings
@@ -21,6 +20,7 @@ from nexcache.stores.redis import EVENTS, RedisStore, Target
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter, Event
 from nexcache.testing import KEY, REGISTRY, TENANT, TOKENS, StoreContract
 from tests.servers import Valkey
+from tests.stores.reading import read_again
 
 Made = Callable[..., RedisStore]
 
@@ -632,7 +632,7 @@ async def test_what_was_read_before_is_asked_for_together_and_each_is_told(serve
     gone = store.before((b"nexarch:acme:o:2", TENANT), [b"value", b"token"], same.epoch)
     moved = store.before((b"nexarch:acme:o:1", TENANT), [b"value", b"token"], b"of another history")
 
-    asked = [store.read_again(each, asyncio.get_running_loop(), math.inf) for each in (same, other, same, gone, moved)]
+    asked = [read_again(store, each) for each in (same, other, same, gone, moved)]
 
     assert [await each[0] for each in asked if each is not None] == [True, False, True, False, False]
     assert len({id(each[1]) for each in asked if each is not None}) == 1
@@ -641,10 +641,10 @@ async def test_what_was_read_before_is_asked_for_together_and_each_is_told(serve
 async def test_who_asks_again_after_the_connection_was_given_up_is_not_forgotten(server: Valkey, make: Made) -> None:
     store = make(server)
     before = await _before(store, server)
-    lost = store.read_again(before, asyncio.get_running_loop(), math.inf)
+    lost = read_again(store, before)
 
     store._lanes[0].drop()
-    asked = store.read_again(before, asyncio.get_running_loop(), math.inf)
+    asked = read_again(store, before)
 
     assert lost is not None
     assert asked is not None
@@ -659,7 +659,7 @@ async def test_who_asks_again_is_told_when_the_server_is_silent(server: Valkey, 
     server.pause()
     try:
         for _ in range(3):
-            asked = store.read_again(before, asyncio.get_running_loop(), math.inf)
+            asked = read_again(store, before)
             assert asked is not None
             with pytest.raises(StoreUnavailable):
                 await asyncio.wait_for(asked[0], 5)

@@ -1,7 +1,6 @@
 """The user of the shipped ACL file: what NexCache does is permitted, and nothing is permitted that it does not do."""
 
 import asyncio
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nexcache.rate_limit import Algorithm
 from nexcache.telemetry.names import Tier
 from tests.invalidation.nodes import Node
 from tests.servers import PASSWORD, USER, USERS, Valkey, rights
+from tests.stores.reading import read_again
 from tests.topologies.servers import Cluster
 
 ON_A_CLUSTER_ONLY = {"cluster|slots", "asking"}
@@ -60,7 +60,7 @@ async def exercise(url: str) -> None:
     if (again := node.redis.again) is not None:
         read = await again.read((key.name, *key.generations))
         before = again.before((key.name, *key.generations), read.values, read.epoch)
-        asked = again.read_again(before, asyncio.get_running_loop(), math.inf)
+        asked = read_again(again, before)
         assert asked is not None
         assert await asked[0]
     values = node.cache.tenant("acme")
