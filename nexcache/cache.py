@@ -116,7 +116,7 @@ class NexCache:
     # --- what the parts of the package use -----------------------------------------------------------------
 
     def _use(self, parts: Parts) -> None:
-        # what each hit reads are plain attributes: a property costs as much as what it is read for
+        # what each request reads are plain attributes: a property costs as much as what it is read for
         self._parts: Parts = parts
         owner = ref(self)
         parts.ladder.enabled = lambda: (cache := owner()) is None or cache.enabled
@@ -132,31 +132,16 @@ class NexCache:
         """The requests that can be warmed."""
         self.shadows: Shadows = parts.shadows
         """The shadow checks."""
-
-    @property
-    def keys(self) -> KeySpace:
-        """The key space."""
-        return self._parts.keys
-
-    @property
-    def leases(self) -> FillLeases | None:
-        """The leases of fills; None where there are no other nodes."""
-        return self._parts.leases
-
-    @property
-    def turns(self) -> Turns:
-        """How many computations each tenant has under way."""
-        return self._parts.turns
-
-    @property
-    def admission(self) -> Admission:
-        """Which answers are stored."""
-        return self._parts.admission
-
-    @property
-    def refreshes(self) -> Refreshes:
+        self.refreshes: Refreshes = parts.refreshes
         """The refreshes under way."""
-        return self._parts.refreshes
+        self.admission: Admission = parts.admission
+        """Which answers are stored."""
+        self.turns: Turns = parts.turns
+        """How many computations each tenant has under way."""
+        self.leases: FillLeases | None = parts.leases
+        """The leases of fills; None where there are no other nodes."""
+        self.keys: KeySpace = parts.keys
+        """The key space."""
 
     def register(self, app: Behind) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""

@@ -562,8 +562,8 @@ class Shared:
         epoch = reading.epoch
         if self._observe is not None:
             self._observe(key.generations, Reading(tokens, epoch, reading.sent_at))
-        current = {name: seen(token, epoch) for name, token in zip(key.generations, tokens, strict=True)}
         if value is not None:
+            current = {name: seen(token, epoch) for name, token in zip(key.generations, tokens, strict=True)}
             entry = self._codec.decode(key.name, value, await self._seal(key.tenant, deadline))
             if isinstance(entry, Undecodable):
                 self._emitter.emit(BackendFailed("get", entry.reason))
@@ -576,8 +576,8 @@ class Shared:
                     lasting = stale is None and entry.response.kept_on <= 0 and self._vault is None
                     same = lasting and entry.generations == tuple((each, current[each]) for each in key.generations)
                     return entry, stale, fresh_for, Read(key, list(reading.values), epoch) if same else None
-        known = tuple(token for token in current.values() if token is not None)
-        return Missing(self._store.tier, known if len(known) == len(current) else None)
+        known = tuple([token + epoch for token in tokens if token is not None])
+        return Missing(self._store.tier, known if len(known) == len(tokens) else None)
 
     async def _remove(self, key: CacheKey, deadline: float | None) -> None:
         """Remove what no node can read: it would be fetched and counted again and again."""
@@ -775,9 +775,8 @@ class Entries:
         found = self._l1.lookup(key)
         if found is not None:
             return found
-        tokens = [self._view.token(generation) for generation in key.generations]
-        known = tuple(token for token in tokens if token is not None)
-        return Missing(Tier.REDIS, known) if len(known) == len(tokens) else None
+        known = self._view.tokens(key.generations)
+        return None if known is None else Missing(Tier.REDIS, known)
 
     def remember(self, known: Known, found: Found) -> None:
         """Take over what was read of a request, so that it can be read again at once."""

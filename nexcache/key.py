@@ -252,7 +252,7 @@ class CacheKey(NamedTuple):
     @property
     def identity(self) -> bytes:
         """What two requests have in common that depend on the same generations."""
-        return b"".join((self.name, self.request, *self.generations[self.base :]))
+        return b"".join((self.name, self.request, *self.generations[2 + len(self.tags) :]))
 
     @property
     def hash(self) -> str:
@@ -340,6 +340,11 @@ class KeySpace:
         kind, found, name = generation.removeprefix(self.prefix(tenant)).removeprefix(b"@").partition(b":")
         word = {b"op": "operation"}.get(kind, kind.decode("ascii", "replace"))
         return f"{word}:{name_of(name)}" if found else word
+
+    def guards(self, tenant: str) -> tuple[bytes, bytes]:
+        """Return the key of a tenant's registry, and that of the generation that every invalidation changes."""
+        prefix = _prefix(tenant, self._cluster)
+        return prefix + b"@ops", prefix + b"@any"
 
     def registry(self, tenant: str) -> bytes:
         """Return the key of the set of a tenant's operations."""

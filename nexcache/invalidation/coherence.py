@@ -108,7 +108,9 @@ class Coherence:
         """Take generations over that were just read, as a reader sees them."""
         self._asked_at = self.view.clock()
         if not self.blocked:
-            self.view.observe(keys, [seen(token, reading.epoch) for token in reading.values], sent_at=reading.sent_at)
+            epoch = reading.epoch
+            tokens = [None if token is None else token + epoch for token in reading.values]
+            self.view.observe(keys, tokens, sent_at=reading.sent_at)
 
     def invalidated(self, keys: Collection[bytes]) -> None:
         """Trust these generations no more in this process."""

@@ -50,17 +50,13 @@ class Generations:
         self._observe = observe
         self._store = store
         self._keys = keys
-        self._longest = _SHORTEST
+        self.ttl_ms: int = int(_SHORTEST * 2000)
+        """How long a token lives from its last capture, in milliseconds."""
         self._restoring: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def keep_for(self, ttl: float) -> None:
         """Make tokens live twice as long as the longest-lived entry, so that they outlive what they guard."""
-        self._longest = max(self._longest, ttl)
-
-    @property
-    def ttl_ms(self) -> int:
-        """How long a token lives from its last capture, in milliseconds."""
-        return int(self._longest * 2000)
+        self.ttl_ms = max(self.ttl_ms, int(ttl * 2000))
 
     async def capture(
         self,
@@ -75,8 +71,8 @@ class Generations:
         Whoever finds the registry without its sentinel removes the tenant's token before restoring it: what was
         filled under a lost registry could not be found by a glob.
         """
-        tokens = self._tokens(key)
-        registry = self._keys.registry(key.tenant)
+        registry, of_any = self._keys.guards(key.tenant)
+        tokens = (*key.generations, of_any)
         leased, absent = False, list[bytes]()
         for _ in range(_ATTEMPTS):
             captured = await self._store.capture(
@@ -123,10 +119,11 @@ class Generations:
         Created and read first, then compared with the one that every invalidation changes: had one of these tags
         been invalidated since the snapshot, it would be another. Raises StoreError.
         """
-        names = (*names, self._keys.of_any(key.tenant))
+        registry, of_any = self._keys.guards(key.tenant)
+        names = (*names, of_any)
         captured = await self._store.capture(
             names,
-            registry=self._keys.registry(key.tenant),
+            registry=registry,
             operation=segment(key.operation),
             ttl_ms=self.ttl_ms,
             deadline=deadline,
@@ -139,9 +136,10 @@ class Generations:
         self, store: MemoryStore, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot
     ) -> tuple[bytes, ...] | None:
         """Do what `extend` does, in this process's memory and without waiting."""
+        registry, of_any = self._keys.guards(key.tenant)
         captured = store.capture_now(
-            (*names, self._keys.of_any(key.tenant)),
-            registry=self._keys.registry(key.tenant),
+            (*names, of_any),
+            registry=registry,
             operation=segment(key.operation),
             ttl_ms=self.ttl_ms,
         )
@@ -149,8 +147,8 @@ class Generations:
 
     def capture_now(self, store: MemoryStore, key: CacheKey) -> Snapshot:
         """Do what `capture` does, in this process's memory and without waiting."""
-        tokens = self._tokens(key)
-        registry = self._keys.registry(key.tenant)
+        registry, of_any = self._keys.guards(key.tenant)
+        tokens = (*key.generations, of_any)
         for _ in range(_ATTEMPTS):
             captured = store.capture_now(
                 tokens, registry=registry, operation=segment(key.operation), ttl_ms=self.ttl_ms
@@ -159,9 +157,6 @@ class Generations:
                 return snapshot
             store.restore_sentinel_now(registry, tokens[0])
         raise StoreUnavailable("busy", "the memory for generations is too small to hold those of one request")
-
-    def _tokens(self, key: CacheKey) -> Sequence[bytes]:
-        return (*key.generations, self._keys.of_any(key.tenant))
 
 
 def seen(token: bytes | None, epoch: bytes) -> bytes | None:

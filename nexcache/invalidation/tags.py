@@ -21,6 +21,7 @@ from nexcache.stores.memory import Bounded, tenant_of
 MOST_TAGS: Final = 32
 """Tags of one entry."""
 _LONGEST_NAME: Final = 1024
+_MOST_TAGGING: Final = 10_000
 _RECHECKED: Final = 60.0
 """Seconds for which a tenant that has too many tags is not counted again."""
 
@@ -47,6 +48,7 @@ class LiveTags:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
+        self._clock = clock
         self._most = most
         self._shared = shared
         self._known: Bounded[bool] = Bounded(
@@ -66,14 +68,16 @@ class LiveTags:
 
     def used(self, tenant: str, generations: Sequence[bytes], *, lifetime: float) -> None:
         """Note that these generations were created or kept alive, for `lifetime` seconds."""
+        known, now = self._known.beside(generations[0]), self._clock()
         for own in generations:
+            item = known.get(own)
+            if item is not None and item.expires_at - now >= lifetime * 7 / 8:  # as the generation itself is left alone
+                continue
             if not is_own_tag(own):
                 continue
-            left = self._known.remaining(own)
-            if left >= lifetime * 7 / 8:  # as long as the generation itself is left alone
-                continue
-            if not left and self._shared is not None:
+            if self._shared is not None and (item is None or item.expires_at <= now):
                 self._uncounted.setdefault(tenant, {})[own] = None
+            known = self._known.beside(own)
             self._known.put(own, True, size=len(own) + 100, lifetime=lifetime)
         if tenant in self._uncounted and self._shared is not None:
             task = asyncio.get_running_loop().create_task(self._count(tenant, self._shared, lifetime))
@@ -115,11 +119,14 @@ class Remembered:
         self._of: Bounded[tuple[bytes, ...]] = Bounded(
             max_bytes=32 * 1024 * 1024, max_entries=100_000, clock=clock, owner=tenant_of
         )
-        self._tagging: Bounded[bool] = Bounded(max_bytes=1024 * 1024, max_entries=10_000, clock=clock)
+        self._clock = clock
+        self._tagging: dict[str, float] = {}
+        """Until when it is remembered that responses of an operation name tags."""
 
     def of(self, key: CacheKey) -> tuple[bytes, ...] | None:
         """Return what this process remembers of a key; None where it has to ask for it."""
-        if self._tagging.peek(key.operation.encode()) is None:
+        until = self._tagging.get(key.operation)
+        if until is None or until <= self._clock():
             return ()  # no response of this operation has named a tag yet
         return self._of.peek(key.name)
 
@@ -155,7 +162,9 @@ class Remembered:
                 pass
 
     def _put(self, key: CacheKey, generations: tuple[bytes, ...], lifetime: float) -> None:
-        self._tagging.put(key.operation.encode(), True, size=len(key.operation) + 100, lifetime=lifetime)
+        if len(self._tagging) >= _MOST_TAGGING:
+            self._tagging.clear()
+        self._tagging[key.operation] = self._clock() + lifetime
         size = sum(map(len, generations)) + len(key.name) + 100
         self._of.put(key.name, generations, size=size, lifetime=lifetime)
 

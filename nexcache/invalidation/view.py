@@ -74,13 +74,18 @@ class View:
             use(key)
         return until if until > now else None
 
-    def token(self, key: bytes) -> bytes | None:
-        """Return the generation of a key if it may be trusted now."""
-        known = self._trusted.get(key)
-        if known is None:
-            return None
-        self._used.add(key)
-        return known.token if known.until > self.clock() else None
+    def tokens(self, keys: Sequence[bytes]) -> tuple[bytes, ...] | None:
+        """Return the generations of these keys, if every one of them may be trusted now."""
+        trusted, now, found = self._trusted, self.clock(), []
+        for key in keys:
+            known = trusted.get(key)
+            if known is None:
+                return None
+            self._used.add(key)
+            if known.until <= now:
+                return None
+            found.append(known.token)
+        return tuple(found)
 
     def registered(self, *, sent_at: float) -> None:
         """Note that this node stands in the register since a command that was sent at this instant.

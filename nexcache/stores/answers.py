@@ -3,15 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-_BYTES_OR_NONE: Final = frozenset({bytes, type(None)})
-
-
-def _number(_: Sequence[Any], reply: object) -> bool:
-    return type(reply) is int
-
-
-def _value(_: Sequence[Any], reply: object) -> bool:
-    return reply is None or type(reply) is bytes
+_BYTES_OR_NONE: Final[frozenset[type]] = frozenset({bytes, type(None)})
 
 
 def _values(command: Sequence[Any], reply: object) -> bool:
@@ -39,12 +31,14 @@ def _time(command: Sequence[Any], reply: object) -> bool:
     return len(reply) == 2 and reply[0].isdigit() and reply[1].isdigit()  # noqa: PLR2004
 
 
-_FITS: Final[Mapping[object, Callable[[Sequence[Any], object], bool]]] = {
+_OF_TYPE: Final[Mapping[object, frozenset[type]]] = {
     **dict.fromkeys(
         ("PTTL", "SADD", "UNLINK", "PUBLISH", "HSET", "HSETNX", "HINCRBY", "PEXPIRE", "PFADD", "PFCOUNT", "STRLEN"),
-        _number,
+        frozenset({int}),
     ),
-    **dict.fromkeys(("SET", "HGET"), _value),
+    **dict.fromkeys(("SET", "HGET"), _BYTES_OR_NONE),
+}
+_FITS: Final[Mapping[object, Callable[[Sequence[Any], object], bool]]] = {
     "MGET": _values,
     "SMISMEMBER": _flags,
     "SMEMBERS": _texts,
@@ -56,6 +50,11 @@ _FITS: Final[Mapping[object, Callable[[Sequence[Any], object], bool]]] = {
 def all_fit(commands: Sequence[Sequence[Any]], replies: Sequence[object]) -> bool:
     """Whether each is an answer to its command, and none an error."""
     for command, reply in zip(commands, replies, strict=True):
+        types = _OF_TYPE.get(command[0])
+        if types is not None:
+            if type(reply) not in types:
+                return False
+            continue
         check = _FITS.get(command[0])
         if isinstance(reply, Exception) if check is None else not check(command, reply):
             return False
@@ -64,5 +63,5 @@ def all_fit(commands: Sequence[Sequence[Any]], replies: Sequence[object]) -> boo
 
 def fits(command: Sequence[Any], reply: object) -> bool:
     """Whether this can be the answer to a command, as far as that can be told from its form."""
-    check = _FITS.get(command[0])
-    return check is None or check(command, reply)
+    types, check = _OF_TYPE.get(command[0]), _FITS.get(command[0])
+    return (types is None or type(reply) in types) and (check is None or check(command, reply))

@@ -313,7 +313,8 @@ class Lane:
             raise StoreUnavailable("busy", "too many commands wait for the store")
         self._again = None
         self._waiting.append(request)
-        self._watch(loop, request.deadline)
+        if self._timer is None or self._timer.when() > request.deadline:
+            self._watch(loop, request.deadline)
         if not running:
             self._runner = loop.create_task(self._run_until_ended(), name="nexcache-lane")
         elif self._wire is not None:

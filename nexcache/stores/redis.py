@@ -671,7 +671,9 @@ class RedisStore(RedisCommands):
         optional: Collection[int] = (),
     ) -> tuple[list[Any], bytes]:
         """Send commands; raises for an answer that is an error, unless it is one of the `optional` ones."""
-        loop = self._on_this_loop()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._on_this_loop()
         if self._breaker.circuit is Circuit.OPEN:
             raise StoreUnavailable("breaker", "the store is away; it is being looked for")
         if deadline is not None and deadline <= loop.time():  # says nothing about the store
@@ -684,7 +686,8 @@ class RedisStore(RedisCommands):
         except (StoreUnavailable, StoreRefused) as error:
             self._failed(operation, lane, error)
             raise
-        self._answers()
+        if self._away or self._breaker.in_a_row:
+            self._answers()
         if self._refused is not None and self._refused[0] == operation:
             self._refused = None
             self._emitter.emit(BackendChanged("redis", available=True, kind="answers"))
