@@ -46,12 +46,11 @@ class UntilSent(Generic[Result]):
     def __init__(self) -> None:
         self._open: dict[bytes, _Open[Result]] = {}
 
-    async def run(
-        self, name: bytes, call: Callable[[Callable[[], None]], Awaitable[Result]], *, since: float = math.inf
-    ) -> Result:
+    async def run(self, name: bytes, call: Callable[..., Awaitable[Result]], *, since: float = math.inf) -> Result:
         """Return the result of a call of this name that has not left, or left after `since`, or make one.
 
-        `since` is an instant of `time.perf_counter`. `call` is given a function to call when it is about to leave.
+        `since` is an instant of `time.perf_counter`. `call` is given, as `on_sent`, what to call when it is about to
+        leave.
         Those who share a call whose maker was cancelled, or failed, make one of their own.
         """
         if name in self._open:
@@ -61,7 +60,7 @@ class UntilSent(Generic[Result]):
         mine: _Open[Result] = _Open()
         self._open[name] = mine
         try:
-            result = await call(mine.sent)
+            result = await call(on_sent=mine.sent)
         except BaseException:
             self._end(name, mine)
             if mine.future is not None:

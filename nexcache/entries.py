@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from nexcache.errors import StoreError
 from nexcache.invalidation.apply import Invalidations
-from nexcache.invalidation.generations import Generations, Snapshot, seen
+from nexcache.invalidation.generations import Generations, Snapshot, all_seen, seen
 from nexcache.invalidation.tags import MOST_TAGS, LiveTags, Remembered
 from nexcache.invalidation.view import View
 from nexcache.key import PLACE, CacheKey, KeySpace
@@ -532,14 +532,14 @@ class Shared:
         self._vault = vault
         self._store = store
         self._keys = keys
-        self._generations = generations
+        self.generations: Generations = generations
         self._codec = codec
         self._emitter = emitter
 
     @property
     def lifetime(self) -> float:
         """Seconds for which a generation lives from its last capture."""
-        return self._generations.ttl_ms / 1000
+        return self.generations.ttl_ms / 1000
 
     async def lookup(
         self,
@@ -576,7 +576,7 @@ class Shared:
                     lasting = stale is None and entry.response.kept_on <= 0 and self._vault is None
                     same = lasting and entry.generations == tuple((each, current[each]) for each in key.generations)
                     return entry, stale, fresh_for, Read(key, list(reading.values), epoch) if same else None
-        known = tuple([token + epoch for token in tokens if token is not None])
+        known = tuple([token for token in all_seen(tokens, epoch) if token is not None])
         return Missing(self._store.tier, known if len(known) == len(tokens) else None)
 
     async def _remove(self, key: CacheKey, deadline: float | None) -> None:
@@ -643,20 +643,9 @@ class Shared:
         present = {name: token is not None for name, token in current.items()}
         return Inspection((Copy(self._store.tier, entry, why),), present)
 
-    async def capture(
-        self,
-        key: CacheKey,
-        *,
-        deadline: float | None,
-        on_sent: Callable[[], None] | None = None,
-        lease: LeaseOffer | None = None,
-    ) -> Snapshot:
-        """Capture the generations of a key, and a lease if it is free; raises StoreError."""
-        return await self._generations.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
-
     async def extend(self, key: CacheKey, names: Sequence[bytes], snapshot: Snapshot) -> tuple[bytes, ...] | None:
         """Read the generations of tags that became known only now; None if they may have changed meanwhile."""
-        return await self._generations.extend(key, names, snapshot)
+        return await self.generations.extend(key, names, snapshot)
 
     async def keep(self, key: CacheKey, entry: Entry, quota: Quota | None = None) -> bool:
         """Keep an entry unless its generations have changed meanwhile; raises StoreError and OverQuota."""
@@ -664,7 +653,7 @@ class Shared:
         reading = await self._store.read(names)
         if self._observe is not None:
             self._observe(names, reading)
-        tokens = [seen(token, reading.epoch) for token in reading.values]
+        tokens = all_seen(reading.values, reading.epoch)
         if tokens != [token for _, token in entry.generations] and not (
             entry.response.kept_on > 0
             and all(  # invalidated softly meanwhile: better than what it replaces, and stale from the start
@@ -892,13 +881,17 @@ class Entries:
         if self._shared is not None and missing.tier is Tier.REDIS:
             failures = self._invalidations.failures
             try:
-                snapshot = await self._shared.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
+                snapshot = await self._shared.generations.capture(key, deadline=deadline, on_sent=on_sent, lease=lease)
             except StoreError:
                 tokens = tuple(new_token() for _ in key.generations)
                 return Snapshot(Tier.FALLBACK, tokens, new_token(), lost=True)
             if self._invalidations.failures == failures:
                 self._tags.used(key.tenant, key.generations, lifetime=self._shared.lifetime)
                 return snapshot
+        return self.capture_here(key)
+
+    def capture_here(self, key: CacheKey) -> Snapshot:
+        """Do what `capture` does where nothing leaves this process, without waiting."""
         self._tags.used(key.tenant, key.generations, lifetime=self._local.lifetime)
         snapshot = self._local.capture(key)
         return snapshot if self._shared is None or self._fallback_ttl > 0 else snapshot._replace(lost=True)

@@ -156,12 +156,15 @@ class FillLeases:
         self,
         key: CacheKey,
         known: tuple[bytes, ...] | None,
-        capture: Callable[[LeaseOffer | None], Awaitable[Snapshot]],
+        capture: Callable[..., Awaitable[Snapshot]],
         *,
         deadline: float | None,
         since: float | None = None,
+        on_sent: Callable[[], None] | None = None,
     ) -> Captured:
         """Capture generations and take the lease; never raises for the store.
+
+        `capture` takes `lease`, a LeaseOffer or None, and `on_sent`, as a store does.
 
         Both in one turn where the generations are `known` beforehand and turn out to be these. A lease that is free
         because its computation has ended after `since`, when the entry was looked for, is not taken: it is to be looked
@@ -169,7 +172,7 @@ class FillLeases:
         """
         at = self._clock()
         offer = LeaseOffer(lease_name(key, known), secrets.token_bytes(16), LEASE_MS) if known is not None else None
-        snapshot = await capture(offer)
+        snapshot = await capture(lease=offer, on_sent=on_sent)
         if snapshot.tier is not Tier.REDIS:
             return Captured(snapshot)
         if offer is not None and known == snapshot.generations:

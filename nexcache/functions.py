@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from threading import Lock
 from typing import (
     Any,
@@ -42,7 +42,6 @@ from nexcache.key import CALL, LONGEST_REQUEST, CacheKey, KeySpace, name_of
 from nexcache.message import StoredResponse
 from nexcache.parameters import Parameters
 from nexcache.policy import Duration, Size, size_in_bytes
-from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import Counts, OperationCounts
 from nexcache.telemetry.events import Answered, Emitter, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier, Trigger
@@ -458,13 +457,14 @@ class Calls:
         """Capture the generations of a key; with the lease, if the result is to be shared with other nodes."""
         leases = self._leases if shared and missing.tier is Tier.REDIS else None
 
-        async def call(on_sent: Callable[[], None]) -> Captured:
-            async def capture(lease: LeaseOffer | None = None) -> Snapshot:
-                return await self._entries.capture(key, missing, deadline=deadline, on_sent=on_sent, lease=lease)
+        capture = partial(self._entries.capture, key, missing, deadline=deadline)
 
+        async def call(on_sent: Callable[[], None]) -> Captured:
             if leases is None:
-                return Captured(await capture())
-            return await leases.capture(key, missing.generations, capture, deadline=deadline, since=since)
+                return Captured(await capture(on_sent=on_sent))
+            return await leases.capture(
+                key, missing.generations, capture, deadline=deadline, since=since, on_sent=on_sent
+            )
 
         return await self._captures.run(b"%d:%b" % (leases is not None, key.identity), call)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
@@ -51,7 +52,6 @@ from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
 from nexcache.shadow import Computed, alike
 from nexcache.shadowing import Shadows
-from nexcache.stores.base import LeaseOffer
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import Answered, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
@@ -520,9 +520,13 @@ class CacheMiddleware:
             if request.deadline:  # it has waited for the store before
                 deadline, request.deadline = request.deadline, 0.0
             key = cache.entries.known(asked)
-            looked = await self._lookup(
-                key, request.counts, deadline, since=since, anew=refreshing is not None, stale_for=stale_for
-            )
+            looked = self._lookup_here(key, stale_for, anew=refreshing is not None)
+            if looked is None:
+                looked = await cache.flights.lookups.run(
+                    b"%b%b" % (b"" if stale_for > 0 else b"fresh:", key.identity),
+                    partial(cache.entries.lookup, key, request.counts, deadline=deadline, stale_for=stale_for),
+                    since=since,
+                )
             if isinstance(looked, Found) and refreshing is not None:
                 if waits or (refreshing.replaces is not None and looked.prepared.stored_at > refreshing.replaces):
                     refreshing.kept = True  # by somebody else
@@ -563,7 +567,10 @@ class CacheMiddleware:
                     recalled = await cache.entries.recalled(key, deadline=deadline)
                     if recalled is not key:
                         key, looked = recalled, Missing(looked.tier, None)
-                captured = await self._capture(key, looked, deadline, since=since, shared=shared)
+                if looked.tier is Tier.REDIS:
+                    captured = await self._capture(key, looked, deadline, since=since, shared=shared)
+                else:  # nothing leaves this process: there is nothing to share
+                    captured = Captured(cache.entries.capture_here(key))
                 snapshot, lease = captured.snapshot, captured.lease
                 flight = self._flight(key, snapshot.generations, impatient=impatient, over=over) if shared else None
                 if flight is None and captured.elsewhere is not None and not impatient:
@@ -878,17 +885,8 @@ class CacheMiddleware:
         )
         return fixed, scope["query_string"]
 
-    async def _lookup(
-        self,
-        key: CacheKey,
-        counts: OperationCounts,
-        deadline: float,
-        *,
-        since: float,
-        anew: bool,
-        stale_for: float,
-    ) -> Found | Missing:
-        """Look for an entry; `anew`: past this process's memory, for what other nodes have stored since."""
+    def _lookup_here(self, key: CacheKey, stale_for: float, *, anew: bool) -> Found | Missing | None:
+        """Look for an entry in this process; `anew`: others may know a newer one. None: ask the store."""
         cache = self._cache
         here = cache.entries.lookup_here(key, stale_for)
         if isinstance(here, Found) and (not anew or cache.entries.in_process or here.tier is Tier.FALLBACK):
@@ -899,31 +897,25 @@ class CacheMiddleware:
             or cache.flights.get(key, here.generations) is not None
         ):
             return here
-        return await cache.flights.lookups.run(
-            b"%b%b" % (b"" if stale_for > 0 else b"fresh:", key.identity),
-            lambda on_sent: cache.entries.lookup(key, counts, deadline=deadline, on_sent=on_sent, stale_for=stale_for),
-            since=since,
-        )
+        return None
 
-    async def _capture(
+    def _capture(
         self, key: CacheKey, missing: Missing, deadline: float, *, since: float, shared: bool
-    ) -> Captured:
+    ) -> Awaitable[Captured]:
         """Capture the generations of a key; with the lease, if the answer is to be shared with other nodes."""
         cache = self._cache
-        if missing.tier is not Tier.REDIS:  # nothing leaves this process: there is nothing to share
-            return Captured(await cache.entries.capture(key, missing, deadline=deadline))
         leases = cache.leases if shared else None
+        capture = partial(cache.entries.capture, key, missing, deadline=deadline)
 
-        async def call(on_sent: Callable[[], None]) -> Captured:
-            async def capture(lease: LeaseOffer | None = None) -> Snapshot:
-                return await cache.entries.capture(key, missing, deadline=deadline, on_sent=on_sent, lease=lease)
+        async def alone(on_sent: Callable[[], None]) -> Captured:
+            return Captured(await capture(on_sent=on_sent))
 
-            if leases is None:
-                return Captured(await capture())
-            return await leases.capture(key, missing.generations, capture, deadline=deadline)
+        def together(on_sent: Callable[[], None]) -> Awaitable[Captured]:
+            assert leases is not None  # noqa: S101 - for the type checker
+            return leases.capture(key, missing.generations, capture, deadline=deadline, on_sent=on_sent)
 
         name = b"%d:%b" % (leases is not None, key.identity)
-        return await cache.flights.captures.run(name, call, since=since)
+        return cache.flights.captures.run(name, alone if leases is None else together, since=since)
 
     async def _read_body(self, request: _Request) -> bytes | None:
         """Read the body for the key; None if it is too long, or cut short. The app can read it again from its start."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from nexcache.asgi import Headers
@@ -22,7 +23,6 @@ from nexcache.message import StoredResponse
 from nexcache.semantics.headers import first
 from nexcache.semantics.stored import Facts, facts
 from nexcache.semantics.vary import Nominated, resembling, selecting
-from nexcache.stores.base import LeaseOffer
 from nexcache.stores.memory import Bounded
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.names import Tier
@@ -229,10 +229,7 @@ class Variants:
         key = entries.known(place.key)
         if missing.tier is Tier.REDIS:
             key = await entries.recalled(key, deadline=deadline)
-
-        async def capture(lease: LeaseOffer | None = None) -> Snapshot:
-            return await entries.capture(key, Missing(missing.tier, None), deadline=deadline, lease=lease)
-
+        capture = partial(entries.capture, key, Missing(missing.tier, None), deadline=deadline)
         if leases is None or flight is None or missing.tier is not Tier.REDIS:
             return Captured(key.generations, await capture())
         leased = await leases.capture(flight, missing.generations, capture, deadline=deadline, since=since)

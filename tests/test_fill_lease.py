@@ -195,8 +195,8 @@ async def test_who_computes_is_known_with_the_generations(
     leases = FillLeases(store, connected=lambda: True)
     offers: list[LeaseOffer | None] = []
 
-    async def capture(offer: LeaseOffer | None) -> Snapshot:
-        offers.append(offer)
+    async def capture(*, lease: LeaseOffer | None, on_sent: object) -> Snapshot:
+        offers.append(lease)
         return captured(leased=leased)
 
     found = await leases.capture(KEY, known, capture, deadline=None)
@@ -211,7 +211,7 @@ async def test_who_computes_is_known_with_the_generations(
 async def test_without_the_store_every_node_computes(tier: Tier) -> None:
     leases = FillLeases(Kept(away=True), connected=lambda: True)
 
-    async def capture(offer: LeaseOffer | None) -> Snapshot:
+    async def capture(*, lease: LeaseOffer | None, on_sent: object) -> Snapshot:
         return captured(tier=tier)
 
     assert await leases.capture(KEY, None, capture, deadline=None) == Captured(captured(tier=tier))

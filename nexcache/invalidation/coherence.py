@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from nexcache.ending import end
 from nexcache.errors import StoreError
 from nexcache.invalidation.backplane import Backplane
-from nexcache.invalidation.generations import seen
+from nexcache.invalidation.generations import all_seen
 from nexcache.invalidation.view import REGISTERED_FOR, View
 from nexcache.stores.base import Reading, Register
 from nexcache.stores.redis import EVENTS
@@ -108,9 +108,7 @@ class Coherence:
         """Take generations over that were just read, as a reader sees them."""
         self._asked_at = self.view.clock()
         if not self.blocked:
-            epoch = reading.epoch
-            tokens = [None if token is None else token + epoch for token in reading.values]
-            self.view.observe(keys, tokens, sent_at=reading.sent_at)
+            self.view.observe(keys, all_seen(reading.values, reading.epoch), sent_at=reading.sent_at)
 
     def invalidated(self, keys: Collection[bytes]) -> None:
         """Trust these generations no more in this process."""
@@ -186,8 +184,7 @@ class Coherence:
                 else:
                     self.view.registered(sent_at=reading.sent_at)
                     if keys and not self.blocked:
-                        tokens = [seen(token, reading.epoch) for token in reading.values]
-                        self.view.observe(keys, tokens, sent_at=reading.sent_at)
+                        self.view.observe(keys, all_seen(reading.values, reading.epoch), sent_at=reading.sent_at)
                     await self._vouch(register)
             await asyncio.sleep(self.view.lease / 2)
 

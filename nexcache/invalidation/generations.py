@@ -84,10 +84,14 @@ class Generations:
                 on_sent=on_sent,
                 lease=lease,
             )
-            on_sent, lease, leased = None, None, leased or captured.leased
+            leased = leased or captured.leased
+            snapshot = _snapshot(self._store.tier, captured, leased=leased)
+            if lease is not None and snapshot is not None:  # whoever asks for a lease has just read them
+                return snapshot
+            on_sent = lease = None
             if self._observe is not None:
                 self._observe(tokens, Reading(captured.tokens, captured.epoch, captured.sent_at))
-            if (snapshot := _snapshot(self._store.tier, captured, leased=leased)) is not None:
+            if snapshot is not None:
                 return snapshot
             if not captured.complete:
                 await self._restore(key.tenant, registry, tokens[0], deadline)
@@ -164,8 +168,13 @@ def seen(token: bytes | None, epoch: bytes) -> bytes | None:
     return None if token is None else token + epoch
 
 
+def all_seen(tokens: Sequence[bytes | None], epoch: bytes) -> list[bytes | None]:
+    """Do the same for several."""
+    return [None if token is None else token + epoch for token in tokens]
+
+
 def _same(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
-    found = [seen(token, captured.epoch) for token in captured.tokens]
+    found = all_seen(captured.tokens, captured.epoch)
     known = tuple(token for token in found if token is not None)
     return known[:-1] if len(known) == len(found) and known[-1] == snapshot.any else None
 
@@ -173,9 +182,6 @@ def _same(snapshot: Snapshot, captured: Capture) -> tuple[bytes, ...] | None:
 def _snapshot(tier: Tier, captured: Capture, *, leased: bool = False) -> Snapshot | None:
     if not (captured.complete and captured.registered):
         return None
-    *tokens, last = captured.tokens
-    epoch = captured.epoch
-    known = tuple([token + epoch for token in tokens if token is not None])
-    if last is None or len(known) < len(tokens):
-        return None
-    return Snapshot(tier, known, last + epoch, leased, captured.now)
+    found = all_seen(captured.tokens, captured.epoch)
+    known = tuple([token for token in found if token is not None])
+    return Snapshot(tier, known[:-1], known[-1], leased, captured.now) if len(known) == len(found) else None

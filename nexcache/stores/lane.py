@@ -9,7 +9,7 @@ redis-py's.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
@@ -252,25 +252,25 @@ class Lane:
         self.commands: int = 0
         self.connections: int = 0
 
-    async def execute(
+    def execute(
         self,
         commands: Sequence[Command],
         *,
         deadline: float | None = None,
         on_sent: Callable[[], None] | None = None,
         repeatable: bool = True,
-    ) -> tuple[list[Any], bytes]:
-        """Send a group of commands; returns their answers in order and the server's epoch.
+    ) -> Awaitable[tuple[list[Any], bytes]]:
+        """Send a group of commands; to be awaited are their answers in order, and the server's epoch.
 
-        An answer that is an error is returned as the exception, not raised. Raises StoreUnavailable, or StoreRefused
-        where the server refuses the connection as such: that is not tried again for a second.
+        An answer that is an error is returned as the exception, not raised. Raises StoreUnavailable, at once or when
+        awaited, or StoreRefused where the server refuses the connection as such: that is not tried again for a second.
         """
         loop = asyncio.get_running_loop()
         latest = loop.time() + self._timeout
         future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
         least = latest if deadline is None else min(deadline, latest)
         self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
-        return await future
+        return future
 
     def read_again(
         self, before: Before, loop: asyncio.AbstractEventLoop, now: float, deadline: float

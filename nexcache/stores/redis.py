@@ -246,54 +246,45 @@ class RedisCommands(ABC):
         """
         leased, tokens, registered_as = False, (registry, *keys), (registry, operation)
         if lease is not None:
-            aging = self._aging(tokens, ttl_ms)
-            found, left = await self._captured(
-                (), keys, registered_as, aging=aging, deadline=deadline, on_sent=on_sent, lease=lease
-            )
+            aging, sent = self._aging(tokens, ttl_ms), _Sent(self._clock, on_sent)
+            commands = self._capturing((), keys, registered_as, aging)
+            commands.append(("SET", lease.name, lease.token, "NX", "PX", lease.ttl_ms))
+            replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
+            won = replies.pop() is not None
+            found, left = self._captured(replies, epoch, sent.at, leased=won)
             if found.complete and found.registered and None not in found.tokens:
                 if aging:
                     await self._extend(aging, left, ttl_ms=ttl_ms, deadline=deadline)
                 return found
-            leased, on_sent = found.leased, None
+            leased, on_sent = won, None
         creating: list[Command] = [("SADD", registry, operation)]
         creating += [("SET", key, new_token(), "PX", ttl_ms, "NX") for key in keys]
-        found, left = await self._captured(
-            creating, keys, registered_as, aging=tokens, deadline=deadline, on_sent=on_sent, lease=None
-        )
+        sent = _Sent(self._clock, on_sent)
+        commands = self._capturing(creating, keys, registered_as, tokens)
+        replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
+        found, left = self._captured(replies[len(creating) :], epoch, sent.at, leased=leased)
         if found.complete and found.registered:
             await self._extend(tokens, left, ttl_ms=ttl_ms, deadline=deadline)
-        return found._replace(leased=leased)
+        return found
 
-    async def _captured(
-        self,
-        creating: Sequence[Command],
-        keys: Sequence[bytes],
-        registered_as: tuple[bytes, bytes],
-        *,
-        aging: Sequence[bytes],
-        deadline: float | None,
-        on_sent: Callable[[], None] | None,
-        lease: LeaseOffer | None,
-    ) -> tuple[Capture, Sequence[int]]:
-        """Do what a capture does, in one breath; returns also for how long those that are `aging` will live."""
+    @staticmethod
+    def _capturing(
+        creating: Sequence[Command], keys: Sequence[bytes], registered_as: tuple[bytes, bytes], aging: Sequence[bytes]
+    ) -> list[Command]:
+        """Say what a capture does, in one breath; with for how long those that are `aging` will live."""
         registry, operation = registered_as
         commands: list[Command] = [*creating, *[("PTTL", key) for key in aging], ("TIME",)]
         commands += [("MGET", *keys), ("SMISMEMBER", registry, SENTINEL, operation)]
-        if lease is not None:
-            commands.append(("SET", lease.name, lease.token, "NX", "PX", lease.ttl_ms))
-        sent = _Sent(self._clock, on_sent)
-        replies, epoch = await self._call("capture", commands, deadline=deadline, on_sent=sent)
-        *left, clock, tokens, (complete, registered) = replies[len(creating) : len(commands) - (lease is not None)]
-        found = Capture(
-            tokens,
-            epoch,
-            complete=bool(complete),
-            registered=bool(registered),
-            sent_at=sent.at,
-            leased=lease is not None and replies[-1] is not None,
-            now=_milliseconds(clock),
-        )
-        return found, left
+        return commands
+
+    @staticmethod
+    def _captured(
+        replies: Sequence[Any], epoch: bytes, sent_at: float, *, leased: bool
+    ) -> tuple[Capture, Sequence[int]]:
+        """Read what the server answered, but for what was created."""
+        *left, clock, tokens, (complete, registered) = replies
+        now = _milliseconds(clock)
+        return Capture(tokens, epoch, bool(complete), bool(registered), sent_at, leased, now), left
 
     def _aging(self, keys: Sequence[bytes], ttl_ms: int) -> Sequence[bytes]:
         """Return those keys of which it is not known that they have most of their time before them.

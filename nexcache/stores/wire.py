@@ -7,7 +7,6 @@ write.
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 from redis.asyncio.connection import AbstractConnection
@@ -33,9 +32,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, transport: asyncio.Transport, parser: Any, before: asyncio.BaseProtocol, take: Take) -> None:
         self._transport = transport
         self._feed = parser.feed
-        self._next: Callable[[], Any] = partial(parser.gets, False)
-        self._none = self._next()
-        """What the parser says where there is no further answer."""
+        self._gets = parser.gets
         self._before = before
         self._take = take
         self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -71,19 +68,22 @@ class Wire(asyncio.Protocol):
         if self.ended.done():
             return
         answers: list[Any] = []
+        gets, plain, take, errors = self._gets, _PLAIN, answers.append, False
         ending: Exception | None = None
         try:
             self._feed(data)
-            answers.extend(iter(self._next, self._none))
+            while True:
+                reply = gets(False)
+                if type(reply) not in plain:
+                    if not isinstance(reply, Exception):
+                        break
+                    errors = True
+                    if isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
+                        ending = reply  # as it would be to the client
+                        break
+                take(reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing on this socket can be relied on
             ending = error
-        errors = not _PLAIN.issuperset(map(type, answers))
-        if errors:
-            for place, reply in enumerate(answers):
-                if isinstance(reply, ConnectionError) and not isinstance(reply, ANSWERS):
-                    del answers[place:]
-                    ending = reply  # as it would be to the client
-                    break
         try:
             if answers:
                 self._take(answers, errors)

@@ -152,8 +152,12 @@ def histories_are_not_told_apart(patch: Patch) -> None:
     def as_it_is(token: bytes | None, epoch: bytes) -> bytes | None:
         return token
 
+    def as_they_are(tokens: Sequence[bytes | None], epoch: bytes) -> list[bytes | None]:
+        return list(tokens)
+
+    patch.setattr(entries, "seen", as_it_is)
     for module in (generations, coherence, entries):
-        patch.setattr(module, "seen", as_it_is)
+        patch.setattr(module, "all_seen", as_they_are)
 
 
 @mutant("reads go to a replica")
@@ -406,7 +410,7 @@ def the_lease_runs_from_the_reply(patch: Patch) -> None:
         call = getattr(RedisCommands, name)
 
         async def later(self: RedisCommands, *args: Any, call: Any = call, **options: Any) -> Any:
-            return replace(await call(self, *args, **options), sent_at=self._clock())
+            return (await call(self, *args, **options))._replace(sent_at=self._clock())
 
         patch.setattr(RedisCommands, name, later)
 
