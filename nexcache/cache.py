@@ -193,7 +193,7 @@ class NexCache:
 
     def tenant_ttl(self, tenant: str, operation: str) -> float | None:
         """Return the seconds that CACHE_TENANT_TTLS sets for a tenant's operation; None: none."""
-        return self.settings.tenant_ttl(tenant, operation)
+        return self.settings.tenant_ttl(tenant, operation) if self.settings.tenant_ttls else None
 
     def _entries_live(self, ttl: float) -> None:
         if ttl > self._longest_ttl:

@@ -145,7 +145,7 @@ class Flights:
 
     def waits(self, key: CacheKey) -> bool:
         """Whether requests for this key should wait for each other."""
-        return not self._alone.bytes or self._alone.peek(key.name) is None
+        return not self._alone.count or self._alone.peek(key.name) is None
 
     def remember_alone(self, key: CacheKey) -> None:
         """Note that this key's answers cannot be shared for now."""

@@ -315,9 +315,10 @@ class Memory:
 
     def lookup(self, key: CacheKey) -> Found | None:
         """Look an entry up by its key."""
-        live = self._entries.peek(key.place)
-        if live is not None and self._is_usable(live):
-            return Found(live, self.tier, live)
+        place = key.place
+        live = self._entries.beside(place).get(place)
+        if live is not None and live.expires_at > self._clock() and self._is_usable(live.value):
+            return Found(live.value, self.tier, live.value)
         return None
 
     def stale(self, key: CacheKey) -> Found | None:
@@ -729,8 +730,8 @@ class Entries:
 
     def known(self, key: CacheKey) -> CacheKey:
         """Return a key with all that its answer is known to depend on by now."""
-        tags = [self._tags.generation(key.tenant, own) for own in key.tags]
-        generations = (*key.generations[:2], *tags, *(self._remembered.of(key) or ()))
+        tags = self._tags.generations(key.tenant, key.tags) if key.tags else ()
+        generations = key.generations[:2] + tags + (self._remembered.of(key) or ())
         return key if generations == key.generations else key._replace(generations=generations)
 
     async def recalled(self, key: CacheKey, *, deadline: float | None) -> CacheKey:

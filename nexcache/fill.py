@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from nexcache.asgi import ASGIApp, Headers, Message, Receive, Scope
 from nexcache.message import StoredResponse
-from nexcache.semantics.headers import end_to_end
+from nexcache.semantics.headers import lasting, lowered
 from nexcache.semantics.storing import Storable
 from nexcache.semantics.validation import entity_tag
 from nexcache.telemetry.names import NotStoredReason
@@ -309,14 +309,16 @@ class Fill:
             self._give_up(NotStoredReason.FAILED)
             return message
         # a copy: the list stays the app's, and what is decided on is what is stored
-        self._headers = tuple([_as_bytes(pair) for pair in message.get("headers", ())])
+        given = tuple(message.get("headers", ()))
+        headers = self._headers = tuple([lowered(pair) for pair in given])
         self._status, self._trailers = message["status"], bool(message.get("trailers", False))
         decision = self._decide(self._status, self._headers, self._trailers)
         if isinstance(decision, NotStoredReason):
             self._give_up(decision)
         else:
             self._announced = decision.length
-        return {**message, "headers": list(self._headers)}
+        sent = list(headers) if headers == given else [(bytes(name), bytes(value)) for name, value in given]
+        return {**message, "headers": sent}
 
     def _copy(self, message: Message) -> Message:
         body = message.get("body", b"")
@@ -343,7 +345,7 @@ class Fill:
         body = copied[0] if len(copied) == 1 else b"".join(copied)
         length = b"%d" % len(body)
         for name, value in self._headers:
-            if value != length and name.lower() == b"content-length" and value.strip() != length:
+            if value != length and name == b"content-length" and value.strip() != length:
                 self._give_up(NotStoredReason.TRUNCATED)
                 return None
         self.complete = self._build(self._status, self._headers, body, self._loop.time() - self._began)
@@ -430,16 +432,10 @@ class Fill:
             self._news.set_result(None)
 
 
-def _as_bytes(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """Return a header field that nobody can change; one of an app that sends the same each time is held once."""
-    name, value = pair
-    return pair if type(pair) is tuple and type(name) is type(value) is bytes else (bytes(name), bytes(value))
-
-
 def _stored(status: int, headers: Headers, body: bytes, cost: float, *, ttl: float, kept_on: float) -> StoredResponse:
-    lasting = end_to_end(headers)
-    fields = dict(lasting[::-1])  # of each the first
-    kept = [pair for pair in lasting if pair[0] not in _ANEW]
+    headers = lasting(headers)
+    fields = dict(headers[::-1])  # of each the first
+    kept = [pair for pair in headers if pair[0] not in _ANEW]
     etag = fields.get(b"etag")
     if etag is None:
         etag = entity_tag(body, fields.get(b"content-type"))

@@ -1056,7 +1056,7 @@ class CacheMiddleware:
             """Those who wait may have begun after an invalidation of what is not captured."""
             nonlocal named
             named = self._named(policy, key, response)
-            return named is not None and all(name in key.generations for name in named)
+            return named is not None and (not named or all(name in key.generations for name in named))
 
         async def keep(response: StoredResponse) -> NotStoredReason | None:
             if named is None:

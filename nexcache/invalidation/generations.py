@@ -157,8 +157,9 @@ class Generations:
             captured = store.capture_now(
                 tokens, registry=registry, operation=segment(key.operation), ttl_ms=self.ttl_ms
             )
-            if (snapshot := _snapshot(store.tier, captured)) is not None:
-                return snapshot
+            known = tuple([token for token in captured.tokens if token is not None])
+            if captured.complete and captured.registered and len(known) == len(tokens):
+                return Snapshot(store.tier, known[:-1], known[-1], captured=captured.now)
             store.restore_sentinel_now(registry, tokens[0])
         raise StoreUnavailable("busy", "the memory for generations is too small to hold those of one request")
 

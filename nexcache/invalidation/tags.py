@@ -58,6 +58,12 @@ class LiveTags:
         self._uncounted: dict[str, dict[bytes, None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def generations(self, tenant: str, tags: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Do what `generation` does for all tags of a request."""
+        if self._known.count < self._most and not self._full.count:  # all tenants together have fewer
+            return tags
+        return tuple([self.generation(tenant, own) for own in tags])
+
     def generation(self, tenant: str, own: bytes) -> bytes:
         """Return the key of the generation of a tag, given that of its own: this, or one that it shares."""
         if self._known.peek(own) is not None or not is_own_tag(own):

@@ -83,15 +83,19 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 
     Names are lower-cased, as ASGI wants them; order and repetition stay.
     """
-    headers = tuple([_lowered(pair) for pair in headers])
+    return lasting(tuple([lowered(pair) for pair in headers]))
+
+
+def lasting(headers: Headers) -> Headers:
+    """Do the same for fields with names in lower case."""
     if _CONNECTION_FIELDS.isdisjoint([name for name, _ in headers]):
         return headers
     dropped = _CONNECTION_FIELDS | set(members(headers, b"connection"))
     return tuple([pair for pair in headers if pair[0] not in dropped])
 
 
-def _lowered(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """Return a field with its name in lower case: the same one where it is so already, which is held once."""
+def lowered(pair: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Return a field that nobody can change, its name in lower case: the same one where it is so, held once."""
     name, value = pair
     if type(pair) is tuple and type(name) is type(value) is bytes and name == name.lower():
         return pair

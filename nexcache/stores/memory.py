@@ -132,12 +132,13 @@ class Bounded(Generic[Value]):
         self._clock = clock
         self._left = left
         self._owner = owner
-        self._count = 0
+        self.count: int = 0
+        """How many items are held, expired ones that nobody asked for included."""
         self.bytes: int = 0
 
     def __len__(self) -> int:
         """How many items are held, expired ones that nobody asked for included."""
-        return self._count
+        return self.count
 
     def __contains__(self, key: bytes) -> bool:
         """Whether an item is held that has not expired."""
@@ -182,10 +183,10 @@ class Bounded(Generic[Value]):
             share = self._shares[owner] = _Share()
         item.size, item.expires_at = size, now + lifetime
         share.items[key] = item
-        self._count += 1
+        self.count += 1
         self._weigh(owner, share, size)
         self._expiries.add(key, item.expires_at, lifetime)
-        if len(self._expiries) > 2 * self._count + 64:
+        if len(self._expiries) > 2 * self.count + 64:
             self._expiries = Expiries()
             for each in self._shares.values():
                 for name, held in each.items.items():
@@ -211,7 +212,7 @@ class Bounded(Generic[Value]):
         item = share.items.pop(key, None) if share is not None else None
         if share is None or item is None:
             return None
-        self._count -= 1
+        self.count -= 1
         self.bytes -= item.size
         share.bytes -= item.size
         if not share.items:
@@ -249,7 +250,7 @@ class Bounded(Generic[Value]):
         self._shares.clear()
         self._heaviest.clear()
         self._expiries = Expiries()
-        self._count = self.bytes = 0
+        self.count = self.bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
         """Give the keys, owner by owner; of one owner those first that would leave first."""
@@ -268,7 +269,7 @@ class Bounded(Generic[Value]):
             heapq.heapify(self._heaviest)
 
     def _make_room(self) -> None:
-        while self.bytes > self._max_bytes or self._count > self._max_entries:
+        while self.bytes > self._max_bytes or self.count > self._max_entries:
             weight, owner = heapq.heappop(self._heaviest)
             share = self._shares.get(owner)
             if share is None or -weight < share.bytes:
