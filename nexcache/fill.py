@@ -281,11 +281,14 @@ class Fill:
             self._messages.append(message)
         if self.finished or (self._copied is not None and 0 < self._size == self._announced and not self._trailers):
             # whoever has got all that was announced may ask again before the app says that it was all
-            response = self._completed()
-            self._wake()
+            if self._given and self._copied is not None:  # the rest goes out before anything is made of it
+                self._wake()
+                await asyncio.sleep(0)
+                response = self._completed()
+            else:  # who has nothing yet is told whether it is stored
+                response = self._completed()
+                self._wake()
             if response is not None:
-                if self._given:  # the rest goes out before it is stored; who has nothing yet is told whether it is
-                    await asyncio.sleep(0)
                 await self._store(response)
         elif self._copied is not None:
             self._wake()
