@@ -780,8 +780,8 @@ class Entries:
     ) -> ReadingAgain | None:
         """Ask the store whether it still says what it said of a known request; None: look it up.
 
-        Whoever asks waits for the first of what is returned, and hands all of it to `is_same`: without a coroutine of
-        its own, which would cost a tenth of the lookup. `loop` is the running one and `now` its time, which are not
+        Whoever asks waits for the first of what is returned, and hands all of it to `may_use` if it is true: a
+        coroutine for that would cost a tenth of it all. `loop` is the running one and `now` its time, which are not
         asked for again: that is a system call each.
         """
         again, invalidations, before, under_way = self._again, self._invalidations, known.before, known.under_way
@@ -800,18 +800,18 @@ class Entries:
         same, known.under_way = asked
         return same, known.under_way, failures
 
-    def is_same(self, known: Known, asked: ReadingAgain) -> bool:
-        """Whether the store still says the same, now that it has answered, or has not; False: look it up."""
-        same, command, failures = asked
-        error = same.exception()
-        if error is not None:
-            if self._again is not None and isinstance(error, StoreError):
-                self._again.failed(command, error)
-            return False
-        if not same.result() or self._invalidations.failures != failures:
+    def not_read_again(self, asked: ReadingAgain, error: StoreError) -> bool:
+        """Note that the store has not answered; False."""
+        if self._again is not None:
+            self._again.failed(asked[1], error)
+        return False
+
+    def may_use(self, known: Known, asked: ReadingAgain) -> bool:
+        """Whether what the store still says may be used; False: look it up."""
+        if self._invalidations.failures != asked[2]:
             return False
         if LookedUp in self._emitter.heard:
-            self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, command.took))
+            self._emitter.emit(LookedUp(known.key.operation, Result.HIT, Tier.REDIS, asked[1].took))
         return True
 
     async def lookup(

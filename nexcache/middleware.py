@@ -302,21 +302,23 @@ class CacheMiddleware:
             else:
                 principal = None
             hit = self._in_memory(matched, scope, tenant, principal, started)
-            if isinstance(hit, _Ahead):
-                ahead, hit = hit, None
-                known = ahead.known
-                if known is not None:
-                    loop = asyncio.get_running_loop()
-                    now = loop.time()
-                    deadline = now + cache.store_budget
-                    asked = cache.entries.read_again(known, loop, now, deadline)
-                    if asked is not None:
-                        try:
-                            await asked[0]
-                        except StoreError:
-                            pass  # which is looked at with the rest
-                        if cache.entries.is_same(known, asked):
-                            hit = self._in_store(known, ahead, matched, scope, started)
+            known: Known | None = None
+            if isinstance(hit, Known):
+                known, hit = hit, None
+            elif isinstance(hit, _Ahead):
+                ahead, known, hit = hit, hit.known, None
+            if known is not None:
+                loop = asyncio.get_running_loop()
+                now = loop.time()
+                deadline = now + cache.store_budget
+                asked = cache.entries.read_again(known, loop, now, deadline)
+                if asked is not None:
+                    try:
+                        same = await asked[0]
+                    except StoreError as error:
+                        same = cache.entries.not_read_again(asked, error)
+                    if same and cache.entries.may_use(known, asked):
+                        hit = self._in_store(known, ahead, matched, scope, started)
             if hit is not None:
                 await send(hit[0])
                 await send(hit[1])
@@ -343,7 +345,7 @@ class CacheMiddleware:
 
     def _in_memory(
         self, matched: Matched, scope: Scope, tenant: str, principal: Resolved | object, started: float
-    ) -> tuple[Message, Message] | _Ahead | None:
+    ) -> tuple[Message, Message] | Known | _Ahead | None:
         """Answer what this process holds, without waiting: the path that all is arranged for.
 
         All that decides about a request is part of what it is found by: who finds an entry has been the long way
@@ -372,6 +374,8 @@ class CacheMiddleware:
             if known is not None and started - known.noted_at > _NOTED_FOR:
                 known.noted_at = started
                 recent.note(tenant, policy.op, known.target)
+            if known is not None and if_none_match is None:
+                return known
             return _Ahead(known, fields, keyed, raw)
         live = first.peek(raw)
         if live is None:
@@ -390,11 +394,11 @@ class CacheMiddleware:
         return messages
 
     def _in_store(
-        self, known: Known, ahead: _Ahead, matched: Matched, scope: Scope, started: float
+        self, known: Known, ahead: _Ahead | None, matched: Matched, scope: Scope, started: float
     ) -> tuple[Message, Message] | None:
         """Answer a request that is known, of which the store still says the same; None: go the long way."""
         prepared, policy = known.prepared, matched.policy
-        if_none_match = None if ahead.keyed is None else ahead.keyed.if_none_match
+        if_none_match = None if ahead is None or ahead.keyed is None else ahead.keyed.if_none_match
         messages = None if prepared is None else self._messages(prepared, Tier.REDIS, scope, if_none_match)
         if prepared is None or messages is None:
             return None

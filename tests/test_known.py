@@ -86,20 +86,22 @@ async def make(redis_url: str) -> AsyncIterator[Make]:
 def again(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What the short way said each time it was gone."""
     said: list[bool] = []
-    read_again, is_same = Entries.read_again, Entries.is_same
+    read_again, may_use = Entries.read_again, Entries.may_use
 
     def noted(self: Entries, known: Known, *now: Any) -> ReadingAgain | None:
         asked = read_again(self, known, *now)
         if asked is None:
             said.append(False)
+        else:
+            asked[0].add_done_callback(lambda same: said.append(same.exception() is None and same.result()))
         return asked
 
     def told(self: Entries, known: Known, asked: ReadingAgain) -> bool:
-        said.append(is_same(self, known, asked))
+        said[-1] = may_use(self, known, asked)
         return said[-1]
 
     monkeypatch.setattr(Entries, "read_again", noted)
-    monkeypatch.setattr(Entries, "is_same", told)
+    monkeypatch.setattr(Entries, "may_use", told)
     return said
 
 

@@ -178,15 +178,12 @@ class Again(Asked):
         *starts, tokens = self.replies
         if not isinstance(tokens, list):
             tokens = []
-        places, hits = self.places, 0
+        ends = (*[place for place in self.places.values() if place], self.number)
+        read = {each: tokens[place:end] for (each, place), end in zip(self.places.items(), ends, strict=True)}
+        hits = 0
         for (future, before), start in zip(self.waiting, starts, strict=True):
             if not future.done():
-                place = places[before.generations]
-                same = (
-                    start == before.start
-                    and tokens[place : place + before.number] == before.tokens
-                    and before.epoch == epoch
-                )
+                same = start == before.start and read[before.generations] == before.tokens and before.epoch == epoch
                 hits += same
                 future.set_result(same)
         if hits:

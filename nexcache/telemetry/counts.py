@@ -25,23 +25,27 @@ OTHER_TENANTS: Final = "\0_other"
 class Latency:
     """A histogram of durations in seconds, with the exact count and sum."""
 
-    __slots__ = ("buckets", "count", "total")
+    __slots__ = ("buckets", "total")
 
     def __init__(self) -> None:
         self.buckets: list[int] = [0] * (len(_BOUNDS) + 1)
-        self.count: int = 0
         self.total: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
         self.buckets[bisect_left(_BOUNDS, seconds)] += 1
-        self.count += 1
         self.total += seconds
+
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return sum(self.buckets)
 
     @property
     def mean(self) -> float:
         """The mean in seconds; 0 when nothing was counted."""
-        return self.total / self.count if self.count else 0.0
+        count = self.count
+        return self.total / count if count else 0.0
 
     def quantile(self, fraction: float) -> float:
         """Return an upper bound in seconds of the given quantile, at most a quarter too large."""
@@ -138,7 +142,6 @@ class OperationCounts:
             latency.total = next(numbers) / 1e6
         for latency in latencies:
             latency.buckets = [next(numbers) for _ in latency.buckets]
-            latency.count = sum(latency.buckets)
         return counts
 
 
