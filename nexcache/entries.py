@@ -27,7 +27,7 @@ from nexcache.quota import Quota, Quotas
 from nexcache.semantics.early_refresh import refresh_at
 from nexcache.semantics.reuse import Head, Prepared
 from nexcache.stores.base import LeaseOffer, Reading, Store, Usage, add_up, new_token
-from nexcache.stores.breaker import Breaker, Circuit
+from nexcache.stores.breaker import Breaker
 from nexcache.stores.codec import Codec, Seal, Undecodable
 from nexcache.stores.memory import Bounded, MemoryStore, tenant_of
 from nexcache.stores.tokens import CLOCK, stale_since
@@ -716,7 +716,7 @@ class Entries:
     @property
     def at_hand(self) -> Memory | None:
         """What a request asks before anything else: while the store is away, the fallback."""
-        return self.first if self._breaker.circuit is Circuit.CLOSED else self._local.memory
+        return self._local.memory if self._breaker.is_open else self.first
 
     @property
     def memory(self) -> Memory:
@@ -757,7 +757,7 @@ class Entries:
         """
         if self._shared is None:
             return self._local.lookup(key, stale_for)
-        if self._breaker.circuit is Circuit.OPEN:
+        if self._breaker.is_open:
             self._emitter.emit(_BREAKER)
             return self._local.lookup(key)
         if self._l1 is None or self._view is None:

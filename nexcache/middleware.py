@@ -67,6 +67,10 @@ _WITHOUT_BODY: Final = ("GET", "HEAD")
 _DISABLED: Final = (cache_status.NAME, cache_status.forwarded("bypass", detail=Bypass.DISABLED))
 _UNASKED: Final = object()
 
+_MEMORY: Final = Tier.MEMORY
+_REDIS: Final = Tier.REDIS
+"""By names of their own: in Python 3.11 a member of an enumeration costs as much as a function each time."""
+
 _NOTED_FOR: Final = 1.0
 """Seconds for which a request that is asked for again and again counts as noted."""
 _FOLLOWS: Final = 2
@@ -384,7 +388,7 @@ class CacheMiddleware:
         if messages is None:
             return None
         counts = live.basis.counts
-        if first.tier is Tier.MEMORY:
+        if first.tier is _MEMORY:
             counts.memory_hits += 1
         else:
             counts.fallback_hits += 1
@@ -399,7 +403,7 @@ class CacheMiddleware:
         """Answer a request that is known, of which the store still says the same; None: go the long way."""
         prepared, policy = known.prepared, matched.policy
         if_none_match = None if ahead is None or ahead.keyed is None else ahead.keyed.if_none_match
-        messages = None if prepared is None else self._messages(prepared, Tier.REDIS, scope, if_none_match)
+        messages = None if prepared is None else self._messages(prepared, _REDIS, scope, if_none_match)
         if prepared is None or messages is None:
             return None
         counts = known.counts
@@ -565,13 +569,17 @@ class CacheMiddleware:
             shared = followed < _FOLLOWS and cache.flights.waits(key)
             flight = self._flight(key, looked.generations, impatient=impatient, over=over) if shared else None
             if flight is None:
-                if not await self._take_turn(request, key.name if shared else request):
-                    continue
-                if looked.tier is Tier.REDIS:
+                name = key.name if shared else request
+                if not self._turn_at_once(request, name):
+                    request.waited = True
+                    limit = self._soft_limit[request.index]
+                    request.turn = await cache.turns.wait(request.tenant, name, limit)
+                    continue  # it is to look again
+                if looked.tier is _REDIS:
                     recalled = await cache.entries.recalled(key, deadline=deadline)
                     if recalled is not key:
                         key, looked = recalled, Missing(looked.tier, None)
-                if looked.tier is Tier.REDIS:
+                if looked.tier is _REDIS:
                     captured = await self._capture(key, looked, deadline, since=since, shared=shared)
                 else:  # nothing leaves this process: there is nothing to share
                     captured = Captured(cache.entries.capture_here(key))
@@ -610,18 +618,14 @@ class CacheMiddleware:
                 case Unstorable():
                     followed = _FOLLOWS
 
-    async def _take_turn(self, request: _Request, name: Hashable) -> bool:
-        """Take a place among the tenant's computations; False if it had to wait, and must look again."""
-        if request.turn is not None and request.turn.name == name:
-            return True
-        request.give_back()
-        turns = self._cache.turns
-        request.turn = turns.at_once(request.tenant, name)
-        if request.turn is not None or request.waited:
-            return True
-        request.waited = True
-        request.turn = await turns.wait(request.tenant, name, self._soft_limit[request.index])
-        return False
+    def _turn_at_once(self, request: _Request, name: Hashable) -> bool:
+        """Take a place among the tenant's computations; False if it must wait for one, which nobody does twice."""
+        if request.turn is not None:
+            if request.turn.name == name:
+                return True
+            request.give_back()
+        request.turn = self._cache.turns.at_once(request.tenant, name)
+        return request.turn is not None or request.waited
 
     def _flight(
         self, key: CacheKey, generations: tuple[bytes, ...] | None, *, impatient: bool, over: Flight | None

@@ -1,14 +1,6 @@
-"""A circuit breaker as a pure state machine: time goes in, the decision comes out."""
+"""A circuit breaker as a pure state machine: what happened goes in, the decision comes out."""
 
 from dataclasses import dataclass
-from enum import StrEnum
-
-
-class Circuit(StrEnum):
-    """Whether calls are let through."""
-
-    CLOSED = "closed"
-    OPEN = "open"
 
 
 @dataclass(slots=True)
@@ -16,21 +8,19 @@ class Breaker:
     """Opens after `failures` failures in a row; a single probe, made by its owner, closes it again."""
 
     failures: int = 5
-    circuit: Circuit = Circuit.CLOSED
+    is_open: bool = False
+    """Whether calls are kept back."""
     in_a_row: int = 0
 
     def succeeded(self) -> bool:
         """Note that the store answered; True if this closed the circuit."""
         self.in_a_row = 0
-        if self.circuit is Circuit.CLOSED:
-            return False
-        self.circuit = Circuit.CLOSED
-        return True
+        closed, self.is_open = self.is_open, False
+        return closed
 
     def failed(self) -> bool:
         """Note that the store did not answer; True if this opened the circuit."""
         self.in_a_row += 1
-        opened = self.circuit is Circuit.CLOSED and self.in_a_row >= self.failures
-        if opened:
-            self.circuit = Circuit.OPEN
+        opened = not self.is_open and self.in_a_row >= self.failures
+        self.is_open = self.is_open or opened
         return opened

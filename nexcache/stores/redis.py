@@ -31,7 +31,7 @@ from nexcache.stores.base import (
     add_up,
     new_token,
 )
-from nexcache.stores.breaker import Breaker, Circuit
+from nexcache.stores.breaker import Breaker
 from nexcache.stores.door import Door
 from nexcache.stores.epoch import InfoEpoch, TrustedEpoch
 from nexcache.stores.faults import classify, redirected
@@ -596,7 +596,7 @@ class RedisStore(RedisCommands):
     @property
     def available(self) -> bool:
         """Whether calls are let through to the server."""
-        return self._breaker.circuit is Circuit.CLOSED
+        return not self._breaker.is_open
 
     async def health(self) -> StoreHealth:
         """Ask the server for a PING, past the breaker."""
@@ -665,7 +665,7 @@ class RedisStore(RedisCommands):
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._on_this_loop()
-        if self._breaker.circuit is Circuit.OPEN:
+        if self._breaker.is_open:
             raise StoreUnavailable("breaker", "the store is away; it is being looked for")
         if deadline is not None and deadline <= loop.time():  # says nothing about the store
             raise StoreUnavailable("timeout", "no time was left to ask the store")
@@ -718,7 +718,7 @@ class RedisStore(RedisCommands):
         """Ask whether that is still so; None where it is to be read whole, or cannot be."""
         if loop is not self._loop:
             self._on_this_loop()
-        if self._breaker.circuit is Circuit.OPEN:
+        if self._breaker.is_open:
             return None
         try:
             return self._lanes[0].read_again(before, loop, now, deadline)
@@ -769,7 +769,7 @@ class RedisStore(RedisCommands):
     async def _probe(self) -> None:
         """Look for the server until it answers; requests meanwhile pay nothing."""
         pause = min(_PROBE * 2 ** min(self._relapses, 8), _PROBE_RELAPSED)
-        while self._breaker.circuit is Circuit.OPEN:
+        while self._breaker.is_open:
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - processes are to spread, not hide
             try:
                 replies, _ = await self._lanes[0].execute((("PING",),))
@@ -785,7 +785,7 @@ class RedisStore(RedisCommands):
         if loop is not self._loop:
             self._renew_lanes()
             self._prober = None
-            if self._breaker.circuit is Circuit.OPEN:
+            if self._breaker.is_open:
                 self._breaker.succeeded()
             self._loop = loop
         return loop
