@@ -50,8 +50,7 @@ class UntilSent(Generic[Result]):
         """Return the result of a call of this name that has not left, or left after `since`, or make one.
 
         `since` is an instant of `time.perf_counter`. `call` is given, as `on_sent`, what to call when it is about to
-        leave.
-        Those who share a call whose maker was cancelled, or failed, make one of their own.
+        leave. Those who share a call whose maker was cancelled, or failed, make one of their own.
         """
         if name in self._open:
             shared = await self._share(name, since)

@@ -352,7 +352,8 @@ class Fill:
                 self._give_up(NotStoredReason.TRUNCATED)
                 return None
         self.complete = self._build(self._status, self._headers, body, self._loop.time() - self._began)
-        if self._result is None and (self._shareable is None or self._shareable(self.complete)):
+        # asked for in any case: whoever keeps it learns from that, too
+        if self._shareable is None or self._shareable(self.complete):
             self._tell(Complete(self.complete))
         return self.complete
 

@@ -463,12 +463,12 @@ class CacheMiddleware:
                 await self._bypass(request, Bypass.BODY)
                 return
         if ahead is not None and request.principal is principal and (ahead.keyed or keyed.fields == ahead.fields):
-            raw = ahead.raw
+            raw, first = ahead.raw, None  # where it was not found
         else:
             raw = self._raw(request.index, scope, request.tenant, request.principal, keyed.fields)
+            first = cache.entries.at_hand
         if request.body:
             raw = (*raw, _digest(request.body))
-        first = cache.entries.at_hand if ahead is None else None
         if first is not None and REFRESH not in scope:
             live = first.peek(raw)
             if live is not None:

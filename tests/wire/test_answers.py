@@ -14,6 +14,8 @@ from starlette.routing import Mount, Route
 
 from nexcache import CacheMiddleware, NexCache, Policy, Query, tenants
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
+from nexcache.entries import Entries, Found, Missing
+from nexcache.key import CacheKey
 from tests.servers import Valkey
 from tests.wire.server import Exchange, Origin, ask, serving, until
 
@@ -259,6 +261,34 @@ async def test_age_and_ttl_follow_the_clock(memory_cache: NexCache, monkeypatch:
     hit = await ask(app)
     assert hit.get("age") == "30"
     assert hit.cache.startswith("NexCache; hit; ttl=69;")
+
+
+async def test_resolvers_that_wait_do_not_send_a_hit_the_long_way(
+    memory_cache: NexCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[CacheKey] = []
+    look = Entries.lookup_here
+
+    def lookup_here(self: Entries, key: CacheKey, stale_for: float = 0.0) -> Found | Missing | None:
+        looked.append(key)
+        return look(self, key, stale_for)
+
+    async def principal(_: Scope) -> str:
+        await asyncio.sleep(0)
+        return "ann"
+
+    app = CacheMiddleware(
+        Origin(),
+        cache=memory_cache,
+        tenant=tenants.fixed("acme"),
+        principal=principal,
+        policies=[Policy("/", op="home")],
+    )
+    monkeypatch.setattr(Entries, "lookup_here", lookup_here)
+    for _ in range(3):
+        await ask(app)
+
+    assert len(looked) == 2  # to compute it, and to learn that the first hit is asked for like this
 
 
 async def test_a_redis_entry_expires_in_redis(redis_cache: NexCache, redis_server: Valkey) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from nexcache import CacheMiddleware, NexCache, Policy, tenants
 from nexcache.asgi import ASGIApp, Receive, Scope, Send
+from nexcache.telemetry.events import Event, NotStored
 from tests.servers import Valkey
 from tests.wire.server import Exchange, Origin, ask, serving, until
 
@@ -311,6 +312,25 @@ async def test_nobody_waits_for_ever_for_an_app_that_hangs(cache: NexCache) -> N
     assert b"answer 0" not in {each.answer.body for each in exchanges}
     app.open()
     await leading
+
+
+async def test_what_others_wait_for_no_longer_is_stored_all_the_same(cache: NexCache) -> None:
+    await introduce(cache)
+    unstored: list[Event] = []
+    cache.emitter.subscribe(unstored.append, NotStored)
+    app = Gated()
+    site = cached(app, cache, fill_soft_limit=0.02)
+    leading = asyncio.create_task(Exchange(site).run())
+    await until(lambda: app.calls == 1)
+    impatient = asyncio.create_task(Exchange(site).run())
+    await until(lambda: app.calls == 2)
+    app.open(0)
+    await leading
+    await until(lambda: cache.flights.running == 1)
+    app.open()
+    await impatient
+
+    assert unstored == []
 
 
 async def test_two_tenants_never_share_a_computation(cache: NexCache) -> None:
