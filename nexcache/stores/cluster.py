@@ -35,7 +35,7 @@ _NOT_LATER: Final = 0.25
 """Seconds for which a registration may take; one that took longer may have been removed again."""
 _KEY_AT: Final[Mapping[object, int]] = {"EVAL": 3, "SCAN": 3}
 """Where a command's key is, if it is not the first word; SCAN's pattern begins with a tenant's hash tag."""
-_KEYLESS: Final = frozenset(("PUBLISH", "DBSIZE", "PING", "INFO"))
+_KEYLESS: Final = frozenset(("PUBLISH", "DBSIZE", "PING", "INFO", "TIME"))
 
 
 class ClusterStore(RedisCommands):

@@ -14,6 +14,7 @@ from nexcache.cli import examination
 from nexcache.entries import Found
 from nexcache.errors import OverQuota, StoreError
 from nexcache.key import CacheKey
+from nexcache.stores.base import LeaseOffer
 from nexcache.stores.cluster import ClusterStore, slots_of
 from nexcache.telemetry.names import Tier
 from tests.invalidation.nodes import Node
@@ -63,6 +64,21 @@ async def test_each_tenant_lives_on_one_node_and_all_are_used(cluster: Cluster) 
     assert health.detail == ""
     await node.cache.aclose()
     assert len(tenants) == 3
+
+
+async def test_leases_are_taken_on_the_tenants_node_also_where_all_generations_are_known(cluster: Cluster) -> None:
+    node = Node(cluster.url)
+    for tenant in cluster.tenants():
+        key = key_of(node, tenant, "leased")
+        await node.fill(key, b"x")  # its generations are there, and young
+        for number in range(3):
+            offer = LeaseOffer(key.name + b":l:%d" % number, b"mine", 1_000)
+            captured = await node.redis.capture(
+                key.generations, registry=node.keys.registry(tenant), operation=b"overview", ttl_ms=120_000, lease=offer
+            )
+            assert (captured.leased, captured.complete, captured.registered) == (True, True, True)
+            assert cluster.of(tenant).ask("EXISTS", offer.name) == 1
+    await node.cache.aclose()
 
 
 async def test_statistics_count_what_a_tenants_node_holds(cluster: Cluster) -> None:
