@@ -79,8 +79,9 @@ class Fill:
     `body` is the request's, None if it has none and nobody has looked. `decide` says whether the answer may be
     stored, once its header fields are known; `keep` stores it, and returns why it did not; `shareable` says whether
     those who wait may have it before that. `gave_up` is told, once, that nothing will be stored. `around` is entered
-    while the app runs. After `soft_limit` seconds others wait no longer; after `hard_limit` a computation whose client
-    has left is ended.
+    while the app runs. Where `build` is given, what is stored is built before the answer's last piece goes out: whoever
+    gave it may send that instead. After `soft_limit` seconds others wait no longer; after `hard_limit` a computation
+    whose client has left is ended.
     """
 
     followers: int = 0
@@ -146,6 +147,7 @@ class Fill:
         self._gave_up = gave_up
         self._around = around
         self._build = build if build is not None else partial(_stored, ttl=ttl, kept_on=kept_on)
+        self._built_first = build is not None
         self._loop = loop = asyncio.get_running_loop()
         self._began = loop.time()
         self._soft_limit = soft_limit
@@ -281,7 +283,7 @@ class Fill:
             self._messages.append(message)
         if self.finished or (self._copied is not None and 0 < self._size == self._announced and not self._trailers):
             # whoever has got all that was announced may ask again before the app says that it was all
-            if self._given and self._copied is not None:  # the rest goes out before anything is made of it
+            if self._given and self._copied is not None and not self._built_first:  # it goes out before it is built
                 self._wake()
                 await asyncio.sleep(0)
                 response = self._completed()
