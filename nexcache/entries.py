@@ -315,10 +315,9 @@ class Memory:
 
     def lookup(self, key: CacheKey) -> Found | None:
         """Look an entry up by its key."""
-        place = key.place
-        live = self._entries.beside(place).get(place)
-        if live is not None and live.expires_at > self._clock() and self._is_usable(live.value):
-            return Found(live.value, self.tier, live.value)
+        live = self._entries.peek(key.place)
+        if live is not None and self._is_usable(live):
+            return Found(live, self.tier, live)
         return None
 
     def stale(self, key: CacheKey) -> Found | None:

@@ -252,7 +252,7 @@ class CacheKey(NamedTuple):
     @property
     def identity(self) -> bytes:
         """What two requests have in common that depend on the same generations."""
-        return b"".join((self.name, self.request, *self.generations[2 + len(self.tags) :]))
+        return b"".join((self.name, self.request, *self.generations[self.base :]))
 
     @property
     def hash(self) -> str:
@@ -309,7 +309,7 @@ class KeySpace:
 
     def of_any(self, tenant: str) -> bytes:
         """Return the key of the generation that every invalidation of a tenant changes."""
-        return self.prefix(tenant) + b"@any"
+        return self.guards(tenant)[1]
 
     def of_operation(self, tenant: str, operation: str) -> bytes:
         """Return the key of an operation's generation."""
@@ -348,7 +348,7 @@ class KeySpace:
 
     def registry(self, tenant: str) -> bytes:
         """Return the key of the set of a tenant's operations."""
-        return self.prefix(tenant) + b"@ops"
+        return self.guards(tenant)[0]
 
     def salt(self, tenant: str) -> bytes:
         """Return the key of the salt that a tenant's encryption key is derived from."""

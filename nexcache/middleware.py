@@ -918,12 +918,10 @@ class CacheMiddleware:
         async def alone(on_sent: Callable[[], None]) -> Captured:
             return Captured(await capture(on_sent=on_sent))
 
-        def together(on_sent: Callable[[], None]) -> Awaitable[Captured]:
-            assert leases is not None  # noqa: S101 - for the type checker
-            return leases.capture(key, missing.generations, capture, deadline=deadline, on_sent=on_sent)
-
-        name = b"%d:%b" % (leases is not None, key.identity)
-        return cache.flights.captures.run(name, alone if leases is None else together, since=since)
+        call: Callable[..., Awaitable[Captured]] = alone
+        if leases is not None:
+            call = partial(leases.capture, key, missing.generations, capture, deadline=deadline)
+        return cache.flights.captures.run(b"%d:%b" % (leases is not None, key.identity), call, since=since)
 
     async def _read_body(self, request: _Request) -> bytes | None:
         """Read the body for the key; None if it is too long, or cut short. The app can read it again from its start."""

@@ -83,8 +83,8 @@ class LiveTags:
                 continue
             if self._shared is not None and (item is None or item.expires_at <= now):
                 self._uncounted.setdefault(tenant, {})[own] = None
-            known = self._known.beside(own)
             self._known.put(own, True, size=len(own) + 100, lifetime=lifetime)
+            known = self._known.beside(own)
         if tenant in self._uncounted and self._shared is not None:
             task = asyncio.get_running_loop().create_task(self._count(tenant, self._shared, lifetime))
             self._tasks.add(task)

@@ -150,8 +150,8 @@ class Again(Asked):
         self.took = 0.0
         """Seconds until it was answered."""
         self.waiting: list[tuple[asyncio.Future[bool], Before]] = []
-        self.places: dict[bytes, int] = {}
-        """Where the tokens of generations begin among those that are read; many requests have the same."""
+        self.places: dict[bytes, slice] = {}
+        """Where the tokens of generations stand among those that are read; many requests have the same."""
         self.number = 0
         """How many tokens are read."""
         self.count = 0
@@ -178,8 +178,7 @@ class Again(Asked):
         *starts, tokens = self.replies
         if not isinstance(tokens, list):
             tokens = []
-        ends = (*[place for place in self.places.values() if place], self.number)
-        read = {each: tokens[place:end] for (each, place), end in zip(self.places.items(), ends, strict=True)}
+        read = {generations: tokens[place] for generations, place in self.places.items()}
         hits = 0
         for (future, before), start in zip(self.waiting, starts, strict=True):
             if not future.done():
@@ -287,8 +286,9 @@ class Lane:
         future: asyncio.Future[bool] = loop.create_future()
         again.waiting.append((future, before))
         if before.generations not in again.places:
-            again.places[before.generations] = again.number
-            again.number += before.number
+            end = again.number + before.number
+            again.places[before.generations] = slice(again.number, end)
+            again.number = end
         if len(again.waiting) >= _ENOUGH:
             self._again = None
             self._flush()
