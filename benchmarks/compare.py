@@ -39,11 +39,12 @@ import redis
 import redis.asyncio
 import uvloop
 
-from benchmarks import functions, page, serving, stampede
+from benchmarks import degraded, functions, invalidate, page, serving, stampede
 from benchmarks.hit import BODY, HEADERS, URLS, scope
 from benchmarks.peers import COLD, IN_MEMORY, KEY, PATH, PEERS, Contender, Origin, nexcache
 from nexcache import CacheMiddleware, NexCache, Policy, Settings, tenants
 from nexcache.asgi import ASGIApp, Message, Receive, Scope, Send
+from nexcache.demo.valkey import EmbeddedValkey
 
 NEXCACHE = "NexCache"
 NEXCACHE_L2 = "NexCache, memory off"
@@ -455,6 +456,68 @@ class Run:
             Row("miss: the first byte, later than the handler's", "µs", found["first byte"], 200, None)
         )
 
+    async def invalidation(self) -> None:
+        """An invalidation by pattern, of few entries and of many, and what other clients see of it."""
+        few, many = (100, 10_000) if self.quick else (1_000, 1_000_000)
+        peer = "SCAN+UNLINK"
+        with EmbeddedValkey() as server:
+            found = [
+                await invalidate.measure(server.url, entries, self.rounds * 3, {peer: invalidate.scan})
+                for entries in (few, many)
+            ]
+        table = Table(
+            "invalidate by pattern, all that a tenant has",
+            (
+                "contender",
+                f"{few:,} entries, ms",
+                f"{many:,}, ms",
+                "another client's longest read, ms",
+                "of a round",
+            ),
+        )
+        for name in (NEXCACHE, peer, "nothing"):
+            stall = found[1][f"{name} stall ms"]
+            longest = found[1].get(f"{name} stall of all ms", stall)
+            took = (number(row.get(f"{name} ms")) for row in found)
+            table.rows.append((name, *took, number(longest), number(stall if longest is not stall else None)))
+        self.result.tables.append(table)
+        growth = {name: found[1][f"{name} ms"] / found[0][f"{name} ms"] for name in (NEXCACHE, peer)}
+        self.result.rows.append(
+            Row(
+                f"invalidate {many:,} entries",
+                f"times {few:,}",
+                growth[NEXCACHE],
+                3,
+                1.5,
+                best_peer=best({peer: growth[peer]}),
+            )
+        )
+        self.result.rows.append(
+            Row(
+                "the same, another client's longest read",
+                "ms",
+                found[1][f"{NEXCACHE} stall of all ms"],
+                2,
+                1,
+                best_peer=best({peer: found[1][f"{peer} stall ms"]}),
+                note=f"which takes {found[1]['nothing stall of all ms']:.2f} ms where nobody invalidates",
+            )
+        )
+
+    async def degraded(self) -> None:
+        """The app behind a cache that is switched off, or has lost its Redis."""
+        rounds = 10 if self.quick else degraded.ROUNDS
+        rows = await degraded.measure(tuple(degraded.SETTINGS), rounds, degraded.rounds_of(1.0), degraded.REQUESTS)
+        table = Table(
+            "a cache of no use, before an app that computes for 1 ms", ("contender", "requests/s", "share of bare")
+        )
+        table.rows += [(row["contender"], f"{row['req/s']:,}", number(row["share"])) for row in rows]
+        self.result.tables.append(table)
+        shares = {row["contender"]: row["share"] for row in rows}
+        for name in ("switched off", "Redis gone"):
+            figure = f"an app of 1 ms, {name}"
+            self.result.rows.append(Row(figure, "share of bare", shares[name], 0.95, 0.98, at_least=True))
+
     def functions(self) -> None:
         """A cached function, from a coroutine and from a thread."""
         rounds = max(3, self.rounds // 2)
@@ -759,6 +822,8 @@ SECTIONS: dict[str, Callable[[Run], Coroutine[Any, Any, None] | None]] = {
     "memory": Run.memory,
     "miss": Run.misses,
     "functions": Run.functions,
+    "invalidation": Run.invalidation,
+    "degraded": Run.degraded,
 }
 
 
@@ -790,9 +855,8 @@ def show(result: Result) -> None:
         table.show()
     rows = verdicts(result)
     rows.show()
-    print("\nInvalidation: python benchmarks/invalidate.py. Redis away, cache off: python benchmarks/degraded.py.")
     if result.left_out:
-        print("Not measured:")
+        print("\nNot measured:")
         for reason in result.left_out:
             print(f"  {reason}")
 

@@ -4,10 +4,13 @@
 
 The app computes for about a millisecond, which is little for a dashboard's query, or for as long as `--work` says;
 every answer is checked. Redis is gone: nothing listens on its port, and the breaker has opened. With the fallback,
-this process answers for ten seconds what it has computed itself; without, every request is computed. Rounds of the
-contenders are interleaved, and the median of the ratios to the bare app of the same round is printed; the second row
-of the bare app says how noisy the machine is. Throughput is that of one processor: requests by the time for which the
-server's process ran, so that what else runs on the machine does not count.
+this process answers for ten seconds what it has computed itself; without, every request is computed.
+
+Each contender is a process that serves the app both with the cache before it and without, on a socket each: two
+processes that run the same differ by several hundredths for as long as they live. Many short rounds, in each of which
+one of the two is measured right after the other; the median of their ratios is printed. The row of the bare app beside
+itself says how noisy the machine is. Throughput is that of one processor: requests by the time for which the server's
+process ran, so that what else runs on the machine does not count.
 """
 
 import argparse
@@ -30,9 +33,11 @@ from nexcache.asgi import ASGIApp, Receive, Scope, Send
 
 BODY: Final = b"x" * 2000
 URLS: Final = 256
+ROUNDS: Final = 60
+REQUESTS: Final = 64
+"""Of each of the two in a round: the shorter a round, the less has the machine changed."""
 NOBODY: Final = "redis://127.0.0.1:1"
 SETTINGS: Final[dict[str, dict[str, Any] | None]] = {
-    "bare app": None,
     "bare app (A/A)": None,
     "switched off": {"enabled": False},
     "Redis gone": {},
@@ -74,18 +79,33 @@ def _timed(rounds: int) -> float:
     return time.perf_counter() - began
 
 
-def serve(settings: dict[str, Any] | None, work: int, path: str) -> None:
-    """Run uvicorn on a Unix socket until killed (in a process of its own)."""
+def serve(settings: dict[str, Any] | None, work: int, bare: str, other: str) -> None:
+    """Run the bare app and the contender on a Unix socket each until killed (in a process of its own)."""
     import uvicorn  # noqa: PLC0415 - only in the server's process
+    import uvloop  # noqa: PLC0415
 
     logging.getLogger("nexcache").setLevel(logging.ERROR)
-    app: ASGIApp = App(work)
+    app = App(work)
+    contender: ASGIApp = app
     if settings is not None:
         cache = NexCache(Settings(redis_url=NOBODY, redis_host=None, **settings))
         keys = tenants.api_key(keys={"acme": "a-long-random-key-of-the-tenant-acme"})
         policy = Policy("/api/v1/services/{service}", op="service_details", ttl="1h", tags=["service:{service}"])
-        app = CacheMiddleware(app, cache=cache, tenant=keys, principal=keys, policies=[policy])
-    uvicorn.run(app, uds=path, log_level="error", access_log=False, lifespan="off", loop="uvloop", http="httptools")
+        contender = CacheMiddleware(app, cache=cache, tenant=keys, principal=keys, policies=[policy])
+
+    async def both() -> None:
+        await asyncio.gather(
+            *(
+                uvicorn.Server(
+                    uvicorn.Config(
+                        each, uds=path, log_level="error", access_log=False, lifespan="off", http="httptools"
+                    )
+                ).serve()
+                for path, each in ((bare, app), (other, contender))
+            )
+        )
+
+    uvloop.run(both())
 
 
 def ran(pid: int) -> float:
@@ -116,30 +136,34 @@ async def load(path: str, pid: int, *, connections: int, requests: int) -> float
 async def measure(names: Sequence[str], rounds: int, work: int, requests: int) -> list[dict[str, Any]]:
     """Start a server for each contender, and take rounds in turn."""
     spawn = get_context("spawn")
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as directory, ExitStack() as ends:
-        paths = {name: str(Path(directory, str(index))) for index, name in enumerate(names)}
+        sockets = {name: (f"{directory}/{index}b", f"{directory}/{index}") for index, name in enumerate(names)}
         pids: dict[str, int] = {}
-        for name, path in paths.items():
-            process = spawn.Process(target=serve, args=(SETTINGS[name], work, path), daemon=True)
+        for name, paths in sockets.items():
+            process = spawn.Process(target=serve, args=(SETTINGS[name], work, *paths), daemon=True)
             process.start()
             assert process.pid is not None
             pids[name] = process.pid
             ends.callback(process.join)
-            ends.callback(process.terminate)
-        for name, path in paths.items():
-            while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - nothing else runs on this loop
-                await asyncio.sleep(0.05)
-            await load(path, pids[name], connections=8, requests=2 * URLS)
-        for _ in range(rounds):
-            for name, path in paths.items():
-                times[name].append(await load(path, pids[name], connections=16, requests=requests))
-    base = times[names[0]]
+            ends.callback(process.kill)
+        for name, paths in sockets.items():
+            for path in paths:
+                while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - nothing else runs on this loop
+                    await asyncio.sleep(0.05)
+                await load(path, pids[name], connections=8, requests=2 * URLS)
+        for turn in range(rounds):
+            for name, (bare, other) in sockets.items():
+                rates = {
+                    path: await load(path, pids[name], connections=16, requests=requests)
+                    for path in ((bare, other) if turn % 2 == 0 else (other, bare))
+                }
+                times[name].append((rates[bare], rates[other]))
     return [
         {
             "contender": name,
-            "req/s": round(statistics.median(values)),
-            "share": round(statistics.median(value / first for value, first in zip(values, base, strict=True)), 3),
+            "req/s": round(statistics.median(rate for _, rate in values)),
+            "share": round(statistics.median(rate / bare for bare, rate in values), 3),
         }
         for name, values in times.items()
     ]
@@ -148,8 +172,8 @@ async def measure(names: Sequence[str], rounds: int, work: int, requests: int) -
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=1600)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of each of the two in a round")
     parser.add_argument("--work", type=float, default=1.0, help="milliseconds that the app computes")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
