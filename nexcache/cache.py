@@ -34,6 +34,7 @@ from nexcache.sessions import Sessions
 from nexcache.settings import Settings
 from nexcache.shadowing import Shadows
 from nexcache.stores.base import StoreHealth
+from nexcache.switches import Switches
 from nexcache.sync import SyncFace, keep_for_ever
 from nexcache.telemetry.counts import Counts
 from nexcache.telemetry.events import Emitter, Stopped
@@ -142,6 +143,8 @@ class NexCache:
         """The leases of fills; None where there are no other nodes."""
         self.keys: KeySpace = parts.keys
         """The key space."""
+        self.switches: Switches = parts.switches
+        """Which operations are switched off."""
 
     def register(self, app: Behind) -> None:
         """Make an app's operations known, and able to be warmed; held weakly."""
@@ -222,7 +225,7 @@ class NexCache:
             self._told = True
             self.emitter.emit(self._parts.started)
         self._parts.ledger.start()
-        self._parts.switches.start()
+        self.switches.start()
         self._parts.watch.start()
         if self._parts.coherence is not None:
             self._parts.coherence.start()
@@ -244,7 +247,7 @@ class NexCache:
         await self._parts.invalidations.aclose()
         await self._parts.entries.aclose()
         await self._parts.ledger.aclose()
-        await self._parts.switches.aclose()
+        await self.switches.aclose()
         await self._parts.watch.aclose()
         if self._parts.coherence is not None:
             await self._parts.coherence.aclose()
@@ -400,15 +403,15 @@ class NexCache:
 
     def disable(self, operation: str) -> None:
         """Send all requests of an operation to the app from now on, in this process; `switch` does it on all nodes."""
-        self._parts.switches.here(operation, off=True)
+        self.switches.here(operation, off=True)
 
     def enable(self, operation: str) -> None:
         """Undo `disable`."""
-        self._parts.switches.here(operation, off=False)
+        self.switches.here(operation, off=False)
 
     def is_disabled(self, operation: str, tenant: str | None = None) -> bool:
         """Whether an operation is switched off, for all tenants or for this one."""
-        return self._parts.switches.is_off(operation, tenant)
+        return self.switches.is_off(operation, tenant)
 
     async def switch(self, operation: str, *, tenant: str | None = None, off: bool) -> bool:
         """Send an operation's requests to the app, or no longer: a tenant's or everybody's, on all nodes.
@@ -417,7 +420,7 @@ class NexCache:
         holds here and the others are told when it is back. What is stored stays, and may be served again afterwards
         unless it was invalidated meanwhile.
         """
-        return await self._parts.switches.switch(operation, tenant, off=off)
+        return await self.switches.switch(operation, tenant, off=off)
 
     @property
     def shares(self) -> bool:
@@ -763,14 +766,14 @@ class NexCache:
             return
         keep_for_ever((abandoned, self.home, self._parts, vars(self._store).copy() if self._store else None))
         self.home = None
-        switches = self._parts.switches.known
+        switches = self.switches.known
         emitter = self.emitter  # stays: others listen to it, too
         for listener in self._inside:
             emitter.unsubscribe(listener)
         outside = emitter.listeners
         self._use(build(self.settings, store=self._store, credentials=self._credentials, emitter=emitter))
         self._inside = tuple(each for each in emitter.listeners if each not in outside)
-        self._parts.switches.take_over(switches)
+        self.switches.take_over(switches)
         for generations in self._parts.generations:
             generations.keep_for(self._longest_ttl)
 

@@ -39,7 +39,7 @@ Value = TypeVar("Value", bound=Hashable)
 Raw: TypeAlias = tuple[Hashable, ...]
 """A request as it came, before anything is canonicalised."""
 
-ReadingAgain: TypeAlias = tuple["asyncio.Future[bool]", Any, int]
+ReadingAgain: TypeAlias = tuple["asyncio.Future[bool]", "Together", int]
 """What says whether the store still says the same; the command; and how many invalidations had failed before it."""
 
 _MOST_ALIASES = 8
@@ -482,24 +482,38 @@ class Local:
         return True if self.memory.keep(key, entry, counts, lifetime=entry.response.ttl) else None
 
 
+class Together(Protocol):
+    """Requests whose entries are read again with one command."""
+
+    until: float
+    """Until when they wait, by the event loop's clock."""
+    sent_at: float
+    """When the command left; infinity: not yet."""
+    took: float
+    """Seconds until it was answered."""
+
+    def join(self, before: Any, started: float) -> asyncio.Future[bool] | None:
+        """Ask whether that is still so, in the same history; None where it is too late to join.
+
+        The future may raise StoreError, and raises RuntimeError on another event loop than that of the first.
+        `started` is `time.perf_counter()` of now, or of a little ago.
+        """
+
+
 class ReadsAgain(Protocol):
     """Reads again what was read before, and leaves the waiting to the caller."""
 
     def before(self, keys: Sequence[bytes], values: Sequence[bytes | None], epoch: bytes) -> Any:
         """Write down what was read of an entry and its generations."""
 
-    def read_again(
-        self, before: Any, loop: asyncio.AbstractEventLoop, now: float, deadline: float
-    ) -> tuple[asyncio.Future[bool], Any] | None:
-        """Ask whether that is still so, in the same history; None: read it whole. `now` is the loop's.
+    def together(self, started: float, budget: float) -> Together | None:
+        """Begin a command that requests may join, for which they wait for `budget` seconds; None: read them whole.
 
-        The first of what it returns may raise StoreError. The second stands for the command, and tells as
-        `sent_at` when it left (infinity: not yet), and as `took` how many seconds it was until the answer. The store
-        times such lookups.
+        The store times such lookups.
         """
 
-    def failed(self, again: Any, error: StoreError) -> None:
-        """Note that it has not; `again` stands for the command."""
+    def failed(self, together: Any, error: Exception) -> None:
+        """Note that the command has not been answered."""
 
 
 class Seals(Protocol):
@@ -709,6 +723,8 @@ class Entries:
         self._emitter = emitter
         self._fallback_ttl = fallback_ttl
         self._again: ReadsAgain | None = again if l1 is None else None
+        self._together: Together | None = None
+        """What was asked last, which others may join."""
         self._calm = -1
         """What the invalidations' `failures` was when nothing was queued and the fallback was empty; -1: not known."""
 
@@ -774,18 +790,15 @@ class Entries:
             known.key, known.prepared, known.held = read.key, found.prepared, len(read.reply[0] or b"")
             known.before = self._again.before((read.key.name, *read.key.generations), read.reply, read.epoch)
 
-    def read_again(
-        self, known: Known, loop: asyncio.AbstractEventLoop, now: float, deadline: float
-    ) -> ReadingAgain | None:
+    def read_again(self, known: Known, started: float, budget: float) -> ReadingAgain | None:
         """Ask the store whether it still says what it said of a known request; None: look it up.
 
-        Whoever asks waits for the first of what is returned, and hands all of it to `may_use` if it is true: a
-        coroutine for that would cost a tenth of it all. `loop` is the running one and `now` its time, which are not
-        asked for again: that is a system call each.
+        Whoever asks waits for the first of what is returned, for `budget` seconds at most, and hands all of it to
+        `may_use` if it is true: a coroutine for that would cost a tenth of it all.
         """
-        again, invalidations, before, under_way = self._again, self._invalidations, known.before, known.under_way
+        store, invalidations, before, under_way = self._again, self._invalidations, known.before, known.under_way
         failures = invalidations.failures
-        if again is None or before is None:
+        if before is None or store is None:
             return None
         if failures != self._calm:  # nothing is ever queued that is not counted there
             if invalidations.queued or not self._local.memory.is_empty:
@@ -793,14 +806,18 @@ class Entries:
             self._calm = failures
         if under_way is not None and under_way.sent_at == math.inf:  # they share a lookup
             return None
-        asked = again.read_again(before, loop, now, deadline)
-        if asked is None:
-            return None
-        same, known.under_way = asked
-        return same, known.under_way, failures
+        together = self._together
+        same = None if together is None else together.join(before, started)
+        if same is None or together is None:
+            self._together = together = store.together(started, budget)
+            same = None if together is None else together.join(before, started)
+            if together is None or same is None:
+                return None
+        known.under_way = together
+        return same, together, failures
 
-    def not_read_again(self, asked: ReadingAgain, error: StoreError) -> bool:
-        """Note that the store has not answered; False."""
+    def not_read_again(self, asked: ReadingAgain, error: StoreError | RuntimeError) -> bool:
+        """Note that the store has not answered, or not on this event loop; False."""
         if self._again is not None:
             self._again.failed(asked[1], error)
         return False

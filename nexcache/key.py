@@ -7,12 +7,12 @@ a handler may read, so that no two requests give one sequence of bytes.
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from nexcache.asgi import Scope
 from nexcache.errors import ConfigurationError
@@ -53,6 +53,10 @@ _ROLES: Final = {
 """What the request fields do that HTTP itself gives a meaning."""
 
 
+_NAME_OF: Final = itemgetter(0)
+_LAYOUTS: Final = 1_000
+_LAYOUT_BYTES: Final = 1_000
+"""Layouts that are remembered, and the bytes of the longest."""
 _NAMES: Final = 8192
 """Tenants, operations and the like of which is remembered how they are written; texts that come from outside, but
 only after a tenant or an operator was known by them."""
@@ -88,6 +92,59 @@ class Keyed(NamedTuple):
     if_none_match: bytes | None
     conditional: bool
     """Whether there are conditions that only a full answer may be tested against."""
+
+
+Pairs: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+
+class Layout(NamedTuple):
+    """Where the fields that matter stand in a request, told by the names of all its fields."""
+
+    watched: Callable[[Pairs], tuple[tuple[bytes, bytes], ...]]
+    """Takes those that may decide about the answer."""
+    api_key: int
+    """The place of the only API key; -1: there is none, or more than one."""
+
+
+class Layouts:
+    """The layouts that have been seen: a client sends the same fields in the same order again and again."""
+
+    def __init__(self, watched: frozenset[bytes], api_key: frozenset[bytes]) -> None:
+        self._watched = watched
+        self._api_key = api_key
+        self._seen: dict[tuple[bytes, ...], Layout] = {}
+
+    def __len__(self) -> int:
+        """Return how many are remembered."""
+        return len(self._seen)
+
+    def of(self, headers: Pairs) -> Layout:
+        """Return the layout of a request with these header fields."""
+        names = tuple(map(_NAME_OF, headers))
+        layout = self._seen.get(names)
+        if layout is None:
+            layout = self._made(names)
+            if sum(map(len, names)) <= _LAYOUT_BYTES:
+                if len(self._seen) >= _LAYOUTS:  # names come from outside: forget all rather than grow
+                    self._seen.clear()
+                self._seen[names] = layout
+        return layout
+
+    def _made(self, names: Sequence[bytes]) -> Layout:
+        watched = [place for place, name in enumerate(names) if name in self._watched]
+        keys = [place for place, name in enumerate(names) if name in self._api_key]
+        return Layout(_taking(watched), keys[0] if len(keys) == 1 else -1)
+
+
+def _taking(places: Sequence[int]) -> Callable[[Pairs], tuple[tuple[bytes, bytes], ...]]:
+    """Return what takes the pairs of these places."""
+    match places:
+        case []:
+            return lambda _pairs: ()
+        case [only]:
+            return lambda pairs: (pairs[only],)
+        case _:
+            return itemgetter(*places)
 
 
 class HeaderRules:

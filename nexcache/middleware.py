@@ -27,7 +27,7 @@ from nexcache.fill_lease import Captured, End, FillLeases, Lease
 from nexcache.http_cache import Caching, HttpCache
 from nexcache.invalidation.generations import Snapshot
 from nexcache.invalidation.targets import check_name
-from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed
+from nexcache.key import LONGEST_REQUEST, CacheKey, HeaderRules, Keyed, Layouts
 from nexcache.known import Known
 from nexcache.ladder import Rung
 from nexcache.message import StoredResponse
@@ -52,10 +52,11 @@ from nexcache.semantics.storing import may_store
 from nexcache.semantics.validation import none_match, not_modified_headers
 from nexcache.shadow import Computed, alike
 from nexcache.shadowing import Shadows
+from nexcache.switches import Switches
 from nexcache.telemetry.counts import OperationCounts
 from nexcache.telemetry.events import Answered, Filled, HookFailed, NotStored, RequestSpan
 from nexcache.telemetry.names import Bypass, NotStoredReason, Result, Tier
-from nexcache.tenants import Caller, Resolver, current, is_valid_id
+from nexcache.tenants import ApiKeys, Caller, Resolver, current, is_valid_id
 from nexcache.turns import Turn, Turns
 
 _BODY_KEYED: Final = 64 * 1024
@@ -90,6 +91,10 @@ class ResponseCache(Caching, Protocol):
     @property
     def enabled(self) -> bool:
         """Whether the cache is used at all."""
+
+    @property
+    def switches(self) -> Switches:
+        """Which operations are switched off."""
 
     @property
     def state(self) -> Rung:
@@ -256,6 +261,10 @@ class CacheMiddleware:
         self._revalidate = [seconds(policy.stale_while_revalidate) for policy in self._policies.all]
         self._on_error = [seconds(policy.stale_if_error) for policy in self._policies.all]
         self._watched = [self._headers.watched(policy) for policy in self._policies.all]
+        self._api_keys = tenant if type(tenant) is ApiKeys else None
+        """What finds the tenant by one of the fields that are looked at anyway."""
+        reads: frozenset[bytes] = frozenset() if self._api_keys is None else self._api_keys.reads
+        self._layouts = [Layouts(watched, reads) for watched in self._watched]
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
         self._started = False
@@ -291,8 +300,13 @@ class CacheMiddleware:
             scope["nexcache.parameters"] = matched.parameters
         tracing = cache.emitter.tracing
         span = None if tracing is None else tracing.get(matched.policy.op)
+        headers = scope["headers"]
+        layout = self._layouts[matched.index].of(headers)
         try:
-            tenant = self._tenant(scope)
+            if self._api_keys is None:
+                tenant = self._tenant(scope)
+            else:
+                tenant = None if layout.api_key < 0 else self._api_keys.whose(headers[layout.api_key][1])
         except Exception as error:  # noqa: BLE001 - a resolver that fails must not name anybody
             tenant = None
             self._tell_of("tenant", error)
@@ -305,27 +319,20 @@ class CacheMiddleware:
                 principal = tenant if shared else self._found("principal", self._principal, scope)
             else:
                 principal = None
-            hit = self._in_memory(matched, scope, tenant, principal, started)
-            known: Known | None = None
-            if isinstance(hit, Known):
-                known, hit = hit, None
-            elif isinstance(hit, _Ahead):
-                ahead, known, hit = hit, hit.known, None
-            if known is not None:
-                loop = asyncio.get_running_loop()
-                now = loop.time()
-                deadline = now + cache.store_budget
-                asked = cache.entries.read_again(known, loop, now, deadline)
-                if asked is not None:
-                    try:
-                        same = await asked[0]
-                    except StoreError as error:
-                        same = cache.entries.not_read_again(asked, error)
-                    if same and cache.entries.may_use(known, asked):
-                        hit = self._in_store(known, ahead, matched, scope, started)
-            if hit is not None:
-                await send(hit[0])
-                await send(hit[1])
+            found = self._in_memory(matched, scope, layout.watched(headers), tenant, principal, started)
+            if type(found) is _Ahead:
+                ahead, found = found, found.known
+            if type(found) is Known and (asked := cache.entries.read_again(found, started, cache.store_budget)):
+                deadline = asked[1].until
+                try:
+                    same = await asked[0]
+                except (StoreError, RuntimeError) as error:  # or: they wait on another event loop
+                    same = cache.entries.not_read_again(asked, error)
+                if same and cache.entries.may_use(found, asked):
+                    found = self._in_store(found, ahead, matched, scope, started)
+            if type(found) is tuple:
+                await send(found[0])
+                await send(found[1])
                 return
         request = _Request(matched, scope, receive, send)
         request.started, request.span = started, span
@@ -347,25 +354,32 @@ class CacheMiddleware:
     def _match(self, scope: Scope) -> Matched | None:
         return self._policies.match(route_path(scope) if scope.get("root_path") else scope["path"])
 
-    def _in_memory(
-        self, matched: Matched, scope: Scope, tenant: str, principal: Resolved | object, started: float
+    def _in_memory(  # noqa: PLR0917 - a keyword costs as much as what is passed
+        self,
+        matched: Matched,
+        scope: Scope,
+        fields: Headers,
+        tenant: str,
+        principal: Resolved | object,
+        started: float,
     ) -> tuple[Message, Message] | Known | _Ahead | None:
         """Answer what this process holds, without waiting: the path that all is arranged for.
 
         All that decides about a request is part of what it is found by: who finds an entry has been the long way
         before, and was not sent past the cache. The same is true of a request whose key is known, where nothing is
-        held in memory: that is returned, as is what was worked out of one that is not.
+        held in memory: that is returned, as is what was worked out of one that is not. `fields` are those of the
+        header that may decide.
         """
         cache, method, policy = self._cache, scope["method"], matched.policy
         first, recent = cache.entries.at_hand, cache.recent
-        if method not in _WITHOUT_BODY or REFRESH in scope or cache.is_disabled(policy.op, tenant):
+        if method not in _WITHOUT_BODY or REFRESH in scope:
+            return None
+        if cache.switches.some and cache.is_disabled(policy.op, tenant):
             return None
         if policy.shadow is not None and policy.op in cache.shadows.distrusted:
             return None
         if recent.watched and (first is None or recent.samples()):  # the long way, which counts it
             return None
-        watched = self._watched[matched.index]
-        fields = tuple([pair for pair in scope["headers"] if pair[0] in watched])
         keyed = if_none_match = None
         if len(fields) > 1:  # more than the host
             found = self._headers.read(method, fields, policy)
@@ -423,8 +437,7 @@ class CacheMiddleware:
             return None
         if prepared.codings:
             prepared = for_client(prepared, scope["headers"], if_none_match)
-        fields = prepared.varying(now, tier)
-        return answer(prepared, method=scope["method"], if_none_match=if_none_match, varying=fields)
+        return answer(prepared, scope["method"], if_none_match, prepared.varying(now, tier))
 
     async def _answer(self, request: _Request, tenant: Resolved, principal: Resolved | object) -> None:
         """Follow one request of a path with a policy: bypass, hit, or miss."""
@@ -448,8 +461,7 @@ class CacheMiddleware:
             if policy.shadow is not None and policy.op in cache.shadows.distrusted:
                 await self._bypass(request, Bypass.DISTRUSTED)
                 return
-            watched = self._watched[request.index]
-            fields = tuple([pair for pair in scope["headers"] if pair[0] in watched])
+            fields = self._layouts[request.index].of(scope["headers"]).watched(scope["headers"])
         if keyed is None:
             keyed = self._headers.read(method, fields, policy)
         if isinstance(keyed, Bypass):

@@ -32,6 +32,8 @@ class Switches:
 
     def __init__(self, shared: Store | None) -> None:
         self._shared = shared
+        self.some: bool = False
+        """Whether anything is off at all: each request asks that."""
         self._off: frozenset[_Pair] = frozenset()
         self._untold: dict[_Pair, bool] = {}
         self._here: frozenset[str] = frozenset()
@@ -59,6 +61,11 @@ class Switches:
     def here(self, operation: str, *, off: bool) -> None:
         """Switch for all tenants in this process only."""
         self._here = self._here | {operation} if off else self._here - {operation}
+        self.some = bool(self._off or self._here)
+
+    def _know(self, off: frozenset[_Pair]) -> None:
+        self._off = off
+        self.some = bool(off or self._here)
 
     @property
     def known(self) -> Known:
@@ -67,8 +74,9 @@ class Switches:
 
     def take_over(self, known: Known) -> None:
         """Know what another knew, as in a forked process."""
-        self._off, self._here, untold = known
+        off, self._here, untold = known
         self._untold = dict(untold)
+        self._know(off)
 
     async def switch(self, operation: str, tenant: str | None, *, off: bool) -> bool:
         """Switch for a tenant, or for all of them; False: the store is away, and the other nodes are told later.
@@ -79,7 +87,7 @@ class Switches:
         if tenant is None and not off:
             self.here(operation, off=False)
         async with self._changing:
-            self._off = self._off | {pair} if off else self._off - {pair}
+            self._know(self._off | {pair} if off else self._off - {pair})
             if self._shared is None:
                 return True
             self._untold[pair] = off
@@ -93,7 +101,7 @@ class Switches:
     async def forget(self, tenant: str) -> None:
         """Forget what was ever switched for a tenant, here and in the store; raises StoreError."""
         async with self._changing:
-            self._off = frozenset(pair for pair in self._off if pair[0] != tenant)
+            self._know(frozenset(pair for pair in self._off if pair[0] != tenant))
             for pair in [pair for pair in self._untold if pair[0] == tenant]:
                 del self._untold[pair]
             if self._shared is not None:
@@ -113,7 +121,7 @@ class Switches:
             if not numbers and self._off:  # it was lost: restarted without its data, or emptied
                 await self._tell(self._shared, dict.fromkeys(self._off, True))
             if _THERE in numbers:
-                self._off = frozenset(_pair(name) for name, number in numbers.items() if number > 0 and name != _THERE)
+                self._know(frozenset(_pair(name) for name, number in numbers.items() if number > 0 and name != _THERE))
 
     async def _tell(self, shared: Store, switched: Mapping[_Pair, bool]) -> None:
         numbers = await shared.numbers(_KEY)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nexcache.asgi import Scope
 from nexcache.errors import ConfigurationError
-from nexcache.key import BYPASSING, KEYED, HeaderRules, Keyed, KeySpace, name_of, segment
+from nexcache.key import BYPASSING, KEYED, HeaderRules, Keyed, KeySpace, Layouts, name_of, segment
 from nexcache.policy import Policy, Query
 from nexcache.telemetry.names import Bypass
 
@@ -525,3 +525,26 @@ def test_what_is_not_watched_makes_no_difference(
     watched = reading.watched(policy)
     alone = [pair for pair in headers if pair[0] in watched]
     assert reading.read(method, headers, policy) == reading.read(method, alone, policy)
+
+
+@given(st.lists(st.tuples(FIELDS, st.sampled_from([b"0", b"1"])), max_size=6))
+def test_a_layout_takes_the_watched_fields_and_the_place_of_the_only_api_key(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
+    watched, keys = frozenset({b"accept", b"cookie", b"range"}), frozenset({b"x-api-key", b"x_api_key"})
+    layouts = Layouts(watched, keys)
+    for _ in range(2):  # seen for the first time, and again
+        layout = layouts.of(headers)
+        assert layout.watched(headers) == tuple(pair for pair in headers if pair[0] in watched)
+        places = [place for place, (name, _) in enumerate(headers) if name in keys]
+        assert layout.api_key == (places[0] if len(places) == 1 else -1)
+
+
+def test_layouts_come_from_outside_and_are_bounded_in_number_and_size() -> None:
+    layouts = Layouts(frozenset({b"host"}), frozenset())
+    for number in range(3_000):
+        assert layouts.of([(b"x-%d" % number, b""), (b"host", b"h")]).watched([(b"", b""), (b"host", b"h")])
+        assert len(layouts) <= 1_000
+    before = len(layouts)
+    layouts.of([(b"x" * 1_001, b"")])
+    assert len(layouts) == before

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -371,3 +372,18 @@ def _holding(node: NexCache, size: int) -> Known:
     known = Known(node.keys.key("acme", "op", b"request"), OperationCounts(), _TARGET, 0.0)
     known.held = 2 * size
     return known
+
+
+async def test_a_request_on_another_event_loop_is_answered_while_some_wait_on_this_one(
+    make: Make, again: list[bool]
+) -> None:
+    node = make()
+    await warm(node)
+    waiting = asyncio.ensure_future(node.ask())
+    await asyncio.sleep(0)  # it has asked, and nothing has left
+    with ThreadPoolExecutor(1) as pool:  # this loop does not go on meanwhile
+        status, body, _ = pool.submit(lambda: asyncio.run(node.ask())).result()
+
+    assert (status, body) == (200, b"first")
+    assert (await waiting)[:2] == (200, b"first")
+    assert not all(again), "the second has gone the long way"

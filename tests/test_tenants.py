@@ -132,7 +132,8 @@ def test_a_header_has_a_name() -> None:
 )
 async def test_an_api_key_names_its_tenant(headers: Sequence[tuple[bytes, bytes]], tenant: str | None) -> None:
     resolver = tenants.api_key(keys={"acme": "secret-of-acme", "globex": "secret-of-globex"})
-    assert await resolve(resolver, scope(*headers)) == tenant
+    for _ in range(2):  # for the first time, and again
+        assert await resolve(resolver, scope(*headers)) == tenant
 
 
 async def test_a_tenant_may_have_several_keys_and_a_key_may_be_listed_twice() -> None:

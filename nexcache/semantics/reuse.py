@@ -122,7 +122,9 @@ class Prepared:
 
     def varying(self, now: float, detail: str) -> Headers:
         """Return `Age` and `Cache-Status` as of this instant; `detail` says where it was found, or why it is used."""
-        elapsed = max(0.0, now - self.stored_at)
+        elapsed = now - self.stored_at
+        if elapsed < 0:  # the clock was set back
+            elapsed = 0.0
         age = int(elapsed) + self.initial_age
         # RFC 9211 §2.4: negative once it is stale
         left = round(self.ttl - elapsed)
@@ -163,9 +165,7 @@ def time_to_live(response: StoredResponse | Prepared, now: float) -> float:
     return max(0.0, response.ttl - max(0.0, now - response.stored_at))
 
 
-def answer(
-    prepared: Prepared, *, method: str, if_none_match: bytes | None, varying: Headers
-) -> tuple[Message, Message]:
+def answer(prepared: Prepared, method: str, if_none_match: bytes | None, varying: Headers) -> tuple[Message, Message]:
     """Build the messages that answer a request, with the fields of `varying` at the end.
 
     Each call makes its own list of headers, because outer middlewares change it in place.

@@ -142,10 +142,15 @@ class Before:
 class Again(Asked):
     """Several requests' question whether what was read before is still so: a short read of each, and one MGET."""
 
-    __slots__ = ("asked_at", "lane", "number", "places", "took", "waiting")
+    __slots__ = ("asked_at", "lane", "loop", "number", "places", "started", "took", "until", "waiting")
 
-    def __init__(self, lane: "Lane", now: float, deadline: float) -> None:
+    def __init__(self, lane: "Lane", loop: asyncio.AbstractEventLoop, started: float, until: float) -> None:
+        now = loop.time()
         self.lane = lane
+        self.loop = loop
+        self.started = started
+        self.until = until
+        """Until when each of them waits, by the loop's clock."""
         self.asked_at = now
         self.took = 0.0
         """Seconds until it was answered."""
@@ -156,11 +161,31 @@ class Again(Asked):
         """How many tokens are read."""
         self.count = 0
         self.history = self.misplaced = False
-        self.deadline = deadline
+        self.deadline = min(until, now + lane.timeout)
         self.on_sent = None
         self.repeatable = True
         self.replies = []
         self.sent_at = math.inf
+
+    def join(self, before: Before, started: float) -> "asyncio.Future[bool] | None":
+        """Ask with the others whether what was read before is still so; None where it is too late for that.
+
+        `started` is `time.perf_counter()` of now, or of a little ago. The future may raise StoreError; to whoever waits
+        for it on another event loop it raises RuntimeError, so that nobody needs to ask which loop this is.
+        """
+        lane = self.lane
+        if lane.joinable is not self or started - self.started > _ALIKE:
+            return None
+        future: asyncio.Future[bool] = self.loop.create_future()
+        waiting, generations = self.waiting, before.generations
+        waiting.append((future, before))
+        if generations not in self.places:
+            end = self.number + before.number
+            self.places[generations] = slice(self.number, end)
+            self.number = end
+        if len(waiting) >= _ENOUGH and asyncio.get_running_loop() is self.loop:
+            lane.leave()
+        return future
 
     @property
     def is_over(self) -> bool:
@@ -204,8 +229,8 @@ class Lane:
     `timeout` in seconds bounds the wait for any answer; a server that has not answered for that long is cut off,
     and all that waited for it fails. After a lost connection a group that may be repeated is sent once more.
     `opening` in seconds bounds how long a connection may take to come about, with TLS and authentication: that goes
-    on behind the requests, each of which waits for its own limit only. `told` is how many of `read_again` were the
-    same, and how many seconds that took.
+    on behind the requests, each of which waits for its own limit only. `told` is how many of those that
+    asked `together` were told that it is the same, and how many seconds that took.
     """
 
     def __init__(
@@ -221,14 +246,14 @@ class Lane:
     ) -> None:
         self._connect = connect
         self.told: Callable[[int, float], None] = told
-        self._timeout = timeout
+        self.timeout = timeout
         self._opening = max(timeout, opening)
         self._door = door if door is not None else Door()
         self._epoch_reader = epoch
         self._renewal = renewal
         self._waiting: deque[Asked] = deque()
         self._refused_again_until = -math.inf
-        self._again: Again | None = None
+        self.joinable: Again | None = None
         """The last of what waits, where more can be read with it."""
         self._sent: deque[Asked] = deque()
         self._runner: asyncio.Task[None] | None = None
@@ -262,40 +287,32 @@ class Lane:
         awaited, or StoreRefused where the server refuses the connection as such: that is not tried again for a second.
         """
         loop = asyncio.get_running_loop()
-        latest = loop.time() + self._timeout
+        latest = loop.time() + self.timeout
         future: asyncio.Future[tuple[list[Any], bytes]] = loop.create_future()
         least = latest if deadline is None else min(deadline, latest)
         self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
         return future
 
-    def read_again(
-        self, before: Before, loop: asyncio.AbstractEventLoop, now: float, deadline: float
-    ) -> "tuple[asyncio.Future[bool], Again] | None":
-        """Ask whether what was read before is still so, and leave the waiting to the caller.
+    def together(self, loop: asyncio.AbstractEventLoop, started: float, until: float) -> "Again | None":
+        """Begin to ask for several requests at once whether what was read before is still so.
 
-        What is asked in one turn of the event loop leaves together. None where the server has refused to say that.
-        Raises as `execute` does; so does the future.
+        What joins it in one turn of the event loop leaves together. `loop` is the running one. None where the server
+        has refused to say that. Raises as `execute` does.
         """
-        if now < self._refused_again_until:
+        if loop.time() < self._refused_again_until:
             return None
-        again = self._again
-        if again is None or now - again.asked_at > _ALIKE:
-            again = Again(self, now, min(deadline, now + self._timeout))
-            self._wait_for(loop, again)
-            self._again = again
-        future: asyncio.Future[bool] = loop.create_future()
-        again.waiting.append((future, before))
-        if before.generations not in again.places:
-            end = again.number + before.number
-            again.places[before.generations] = slice(again.number, end)
-            again.number = end
-        if len(again.waiting) >= _ENOUGH:
-            self._again = None
-            self._flush()
-        return future, again
+        again = Again(self, loop, started, until)
+        self._wait_for(loop, again)
+        self.joinable = again
+        return again
+
+    def leave(self) -> None:
+        """Send what waits now."""
+        self.joinable = None
+        self._flush()
 
     def refused_again(self) -> None:
-        """Note that the server does not permit what `read_again` sends: everything is read whole, for a while."""
+        """Note that the server does not permit what `together` sends: everything is read whole, for a while."""
         self._refused_again_until = asyncio.get_running_loop().time() + _REFUSED_FOR
 
     def _wait_for(self, loop: asyncio.AbstractEventLoop, request: Asked) -> None:
@@ -308,7 +325,7 @@ class Lane:
             raise refusal
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("busy", "too many commands wait for the store")
-        self._again = None
+        self.joinable = None
         self._waiting.append(request)
         if self._timer is None or self._timer.when() > request.deadline:
             self._watch(loop, request.deadline)
@@ -473,7 +490,7 @@ class Lane:
             question.sent_at = now  # it may be the first that a silent server does not answer
             sent.append(question)
             batch += map(pack_command, self._epoch_reader.commands)
-        waiting, self._again = self._waiting, None
+        waiting, self.joinable = self._waiting, None
         while waiting:
             request = waiting.popleft()
             if request.is_over:
@@ -538,7 +555,7 @@ class Lane:
         sent.clear()
 
     def _fail_all(self, error: StoreError) -> None:
-        self._again = None
+        self.joinable = None
         for queue in (self._waiting, self._sent):
             while queue:
                 queue.popleft().fail(error)
@@ -559,18 +576,18 @@ class Lane:
         loop = asyncio.get_running_loop()
         now = loop.time()
         error = StoreUnavailable("timeout", "the store did not answer in time")
-        self._again = None  # its time may be over: who joined it now would not be watched
+        self.joinable = None  # its time may be over: who joined it now would not be watched
         next_deadline = math.inf
         for request in (*self._sent, *self._waiting):
             if request.history or request.is_over:
                 continue
             if request.deadline <= now:
-                self._took(self._timeout, now)
+                self._took(self.timeout, now)
                 request.fail(error)
             else:
                 next_deadline = min(next_deadline, request.deadline)
         if self._sent and self._runner is not None:
-            silent_at = self._sent[0].sent_at + self._timeout * 0.99
+            silent_at = self._sent[0].sent_at + self.timeout * 0.99
             if now >= silent_at:
                 # silent for as long as any answer may take: the socket is of no more use, nor is what waits for it
                 self.drop(error)

@@ -712,21 +712,18 @@ class RedisStore(RedisCommands):
         """Write down what was read of an entry and its generations, so that it can be read again at once."""
         return Before(keys, values, epoch)
 
-    def read_again(
-        self, before: Before, loop: asyncio.AbstractEventLoop, now: float, deadline: float
-    ) -> "tuple[asyncio.Future[bool], Again] | None":
-        """Ask whether that is still so; None where it is to be read whole, or cannot be."""
-        if loop is not self._loop:
-            self._on_this_loop()
+    def together(self, started: float, budget: float) -> Again | None:
+        """Begin to ask for several requests whether that is still so; None where it is to be read whole."""
+        loop = self._on_this_loop()
         if self._breaker.is_open:
             return None
         try:
-            return self._lanes[0].read_again(before, loop, now, deadline)
+            return self._lanes[0].together(loop, started, loop.time() + budget)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed("get", self._lanes[0], error)
             return None
 
-    def failed(self, again: Again, error: StoreError) -> None:
+    def failed(self, again: Again, error: Exception) -> None:
         """Note that a read failed."""
         if isinstance(error, StoreUnavailable | StoreRefused):
             self._failed("get", again.lane, error)

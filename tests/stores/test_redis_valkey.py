@@ -3,8 +3,10 @@
 import asyncio
 import random
 import socket
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from nexcache.errors import StoreError, StoreRefused, StoreUnavailable
 from nexcache.stores.base import SENTINEL, LeaseOffer, Store
 from nexcache.stores.faults import classify
-from nexcache.stores.lane import Before
+from nexcache.stores.lane import Again, Before
 from nexcache.stores.redis import EVENTS, RedisStore, Target
 from nexcache.telemetry.events import BackendChanged, BackendFailed, Emitter, Event
 from nexcache.testing import KEY, REGISTRY, TENANT, TOKENS, StoreContract
@@ -632,10 +634,51 @@ async def test_what_was_read_before_is_asked_for_together_and_each_is_told(serve
     gone = store.before((b"nexarch:acme:o:2", TENANT), [b"value", b"token"], same.epoch)
     moved = store.before((b"nexarch:acme:o:1", TENANT), [b"value", b"token"], b"of another history")
 
-    asked = [read_again(store, each) for each in (same, other, same, gone, moved)]
+    asked = [first := read_again(store, same)]
+    asked += [read_again(store, each, first[1]) for each in (other, same, gone, moved)]
 
-    assert [await each[0] for each in asked if each is not None] == [True, False, True, False, False]
-    assert len({id(each[1]) for each in asked if each is not None}) == 1
+    assert [await each[0] for each in asked] == [True, False, True, False, False]
+    assert len({id(each[1]) for each in asked}) == 1
+
+
+async def test_a_later_one_does_not_join_what_was_asked_before_a_change(server: Valkey, make: Made) -> None:
+    store = make(server)
+    before = await _before(store, server)
+    first, others = read_again(store, before)
+
+    changing = asyncio.ensure_future(store.unlink([TENANT]))
+    await asyncio.sleep(0)
+    assert others.join(before, time.perf_counter()) is None
+    then, _ = read_again(store, before, others)
+
+    assert await first
+    await changing
+    assert not await then
+
+
+async def test_what_has_left_or_is_full_or_old_is_not_joined_and_nobody_waits_on_another_loop(
+    server: Valkey, make: Made
+) -> None:
+    store = make(server)
+    before = await _before(store, server)
+    first, others = read_again(store, before)
+    assert others.join(before, others.started + 0.0021) is None, "it was begun too long ago"
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="attached to a different loop"):
+        pool.submit(lambda: asyncio.run(_joined(others, before))).result()  # this loop does not go on meanwhile
+    assert await first
+    assert others.join(before, others.started) is None, "it has left"
+
+    _, full = read_again(store, before)
+    joined = [full.join(before, full.started) for _ in range(40)]
+
+    assert [each is not None for each in joined] == [True] * 31 + [False] * 9
+    assert all([await each for each in joined if each is not None])
+
+
+async def _joined(others: Again, before: Before) -> None:
+    same = others.join(before, others.started)
+    assert same is not None
+    await same
 
 
 async def test_who_asks_again_after_the_connection_was_given_up_is_not_forgotten(server: Valkey, make: Made) -> None:
@@ -646,8 +689,6 @@ async def test_who_asks_again_after_the_connection_was_given_up_is_not_forgotten
     store._lanes[0].drop()
     asked = read_again(store, before)
 
-    assert lost is not None
-    assert asked is not None
     with pytest.raises(StoreUnavailable):
         await lost[0]
     assert await asyncio.wait_for(asked[0], 5)
@@ -660,7 +701,6 @@ async def test_who_asks_again_is_told_when_the_server_is_silent(server: Valkey, 
     try:
         for _ in range(3):
             asked = read_again(store, before)
-            assert asked is not None
             with pytest.raises(StoreUnavailable):
                 await asyncio.wait_for(asked[0], 5)
     finally:
