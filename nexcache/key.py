@@ -54,7 +54,7 @@ _ROLES: Final = {
 
 
 _NAME_OF: Final = itemgetter(0)
-_LAYOUTS: Final = 1_000
+_LAYOUTS: Final = 256
 _LAYOUT_BYTES: Final = 1_000
 """Layouts that are remembered, and the bytes of the longest."""
 _NAMES: Final = 8192

@@ -264,7 +264,8 @@ class CacheMiddleware:
         self._api_keys = tenant if type(tenant) is ApiKeys else None
         """What finds the tenant by one of the fields that are looked at anyway."""
         reads: frozenset[bytes] = frozenset() if self._api_keys is None else self._api_keys.reads
-        self._layouts = [Layouts(watched, reads) for watched in self._watched]
+        layouts = {watched: Layouts(watched, reads) for watched in self._watched}
+        self._layouts = [layouts[watched] for watched in self._watched]
         self._marks = [object() for _ in self._policies.all]
         self._secret = CREDENTIALS | {spelling for name in credentials for spelling in spellings(name)}
         self._started = False

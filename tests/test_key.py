@@ -542,9 +542,9 @@ def test_a_layout_takes_the_watched_fields_and_the_place_of_the_only_api_key(
 
 def test_layouts_come_from_outside_and_are_bounded_in_number_and_size() -> None:
     layouts = Layouts(frozenset({b"host"}), frozenset())
-    for number in range(3_000):
+    for number in range(1_000):
         assert layouts.of([(b"x-%d" % number, b""), (b"host", b"h")]).watched([(b"", b""), (b"host", b"h")])
-        assert len(layouts) <= 1_000
+        assert len(layouts) <= 256
     before = len(layouts)
     layouts.of([(b"x" * 1_001, b"")])
     assert len(layouts) == before
