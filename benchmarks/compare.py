@@ -477,10 +477,9 @@ class Run:
             ),
         )
         for name in (NEXCACHE, peer, "nothing"):
-            stall = found[1][f"{name} stall ms"]
-            longest = found[1].get(f"{name} stall of all ms", stall)
-            took = (number(row.get(f"{name} ms")) for row in found)
-            table.rows.append((name, *took, number(longest), number(stall if longest is not stall else None)))
+            stall, of_all = found[1][f"{name} stall ms"], found[1].get(f"{name} stall of all ms")
+            reads = (stall, None) if of_all is None else (of_all, stall)  # peers have one round
+            table.rows.append((name, *(number(row.get(f"{name} ms")) for row in found), *map(number, reads)))
         self.result.tables.append(table)
         growth = {name: found[1][f"{name} ms"] / found[0][f"{name} ms"] for name in (NEXCACHE, peer)}
         self.result.rows.append(

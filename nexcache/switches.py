@@ -61,7 +61,7 @@ class Switches:
     def here(self, operation: str, *, off: bool) -> None:
         """Switch for all tenants in this process only."""
         self._here = self._here | {operation} if off else self._here - {operation}
-        self.some = bool(self._off or self._here)
+        self._know(self._off)
 
     def _know(self, off: frozenset[_Pair]) -> None:
         self._off = off

@@ -144,8 +144,9 @@ class Again(Asked):
 
     __slots__ = ("asked_at", "lane", "loop", "number", "places", "started", "took", "until", "waiting")
 
-    def __init__(self, lane: "Lane", loop: asyncio.AbstractEventLoop, started: float, until: float) -> None:
-        now = loop.time()
+    def __init__(
+        self, lane: "Lane", loop: asyncio.AbstractEventLoop, *, started: float, now: float, until: float
+    ) -> None:
         self.lane = lane
         self.loop = loop
         self.started = started
@@ -293,15 +294,16 @@ class Lane:
         self._wait_for(loop, Asked(commands, future, least, on_sent, repeatable=repeatable))
         return future
 
-    def together(self, loop: asyncio.AbstractEventLoop, started: float, until: float) -> "Again | None":
+    def together(self, loop: asyncio.AbstractEventLoop, started: float, budget: float) -> "Again | None":
         """Begin to ask for several requests at once whether what was read before is still so.
 
         What joins it in one turn of the event loop leaves together. `loop` is the running one. None where the server
         has refused to say that. Raises as `execute` does.
         """
-        if loop.time() < self._refused_again_until:
+        now = loop.time()
+        if now < self._refused_again_until:
             return None
-        again = Again(self, loop, started, until)
+        again = Again(self, loop, started=started, now=now, until=now + budget)
         self._wait_for(loop, again)
         self.joinable = again
         return again

@@ -718,7 +718,7 @@ class RedisStore(RedisCommands):
         if self._breaker.is_open:
             return None
         try:
-            return self._lanes[0].together(loop, started, loop.time() + budget)
+            return self._lanes[0].together(loop, started, budget)
         except (StoreUnavailable, StoreRefused) as error:
             self._failed("get", self._lanes[0], error)
             return None
