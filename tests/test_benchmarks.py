@@ -222,3 +222,18 @@ def test_the_comparison_prints_each_promise_with_its_verdict() -> None:
     } <= set(rows)
     assert all(row["ours"] > 0 and row["verdict"] in ("aim", "must", "MISSED") for row in rows.values())
     assert printed.returncode == any(row["verdict"] == "MISSED" for row in rows.values())
+
+
+def test_what_nodes_cost_a_cluster_is_measured_on_a_real_one() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", "--nodes", "1", "2", "--seconds", "1", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=BENCHMARKS.parent,
+    )
+
+    rows = json.loads(printed.stdout)
+    assert [row["nodes"] for row in rows] == [1, 2]
+    assert all(value > 0 for row in rows for value in row.values())
